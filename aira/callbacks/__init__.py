@@ -1,0 +1,1 @@
+"""What happens beside the training steps: checkpoints, samples, throughput, emissions, loggers."""

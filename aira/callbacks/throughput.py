@@ -1,0 +1,46 @@
+"""How fast the training is and how much memory it takes."""
+
+import resource
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from aira.data.module import Batch
+
+
+class Throughput(pl.Callback):
+    """Logs tokens and examples a second (over all ranks, validation left out) and the peak memory of rank 0 in GiB."""
+
+    def __init__(self) -> None:
+        self.tokens = self.examples = 0
+        self.seconds = self.started = 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, index: int) -> None:
+        """Start the clock of a step."""
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, index: int
+    ) -> None:
+        """Count the step; the tokens of the other ranks are taken to be as many as this one's."""
+        self.seconds += time.perf_counter() - self.started
+        self.tokens += sum(row.input_ids.numel() for row in batch.rows) * trainer.world_size
+        self.examples += batch.examples
+        module.log("tokens/s", self.tokens / self.seconds, prog_bar=True, logger=False)
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            module.log_dict({f"perf/{name}": value for name, value in self.measured().items()})
+
+    def measured(self) -> dict[str, float]:
+        """Averages since the start of this process."""
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated() / 2**30
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "tokens_per_second": self.tokens / seconds,
+            "examples_per_second": self.examples / seconds,
+            "peak_memory_gib": peak,
+        }

@@ -1,0 +1,284 @@
+"""Everything between the command line and plain Python values; no torch is imported here.
+
+`check` composes the configuration once before Hydra does, so that a wrong name or value is answered within a
+second, with the nearest valid one. Nothing outside this file and the entry functions sees an OmegaConf type.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from aira.errors import AiraError, nearest
+
+CONF = Path(__file__).parent.parent / "conf"
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "method.loss_on": ("completion", "all"),
+    "model.attn_implementation": ("trees", "sdpa"),
+    "model.template": ("aira", "native"),
+    "schedule.name": ("cosine", "linear", "constant"),
+    "trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
+    "export": ("last", "best"),
+}
+AT_LEAST: dict[str, float] = {
+    "data.batch_size": 1,
+    "data.max_examples": 1,
+    "data.max_length": 2,
+    "data.num_proc": 1,
+    "data.num_workers": 0,
+    "data.tokens_per_row": 1,
+    "data.exact_match": 0,
+    "model.dropout": 0,
+    "model.lora.r": 0,
+    "optimizer.lr": 0,
+    "optimizer.max_grad_norm": 0,
+    "optimizer.weight_decay": 0,
+    "schedule.warmup": 0,
+    "trainer.max_epochs": 1,
+}
+
+
+def plain(cfg: Any) -> Any:
+    """The configuration, or a part of it, resolved into dicts, lists and scalars."""
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def options(group: str) -> list[str]:
+    """The choices of a configuration group, such as `model`."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml") if not file.stem.startswith("_"))
+
+
+def groups() -> list[str]:
+    """The configuration groups: the folders of conf/."""
+    return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+
+
+def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of nested dicts, inner nodes included, with their values."""
+    for key, value in values.items():
+        yield prefix + key, value
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+
+
+def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
+    """Compose `conf/<config_name>.yaml` as the command line does, for use from Python.
+
+    Raises:
+        AiraError: a group, option, key or value is wrong; the message names the nearest valid one.
+    """
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            parsed = OverridesParser.create().parse_overrides(overrides)
+        except HydraException as error:
+            raise AiraError(f"This is not of the form key=value: {error}") from error
+        is_group = [override.key_or_group in groups() for override in parsed]
+        for override, group in zip(parsed, is_group, strict=True):
+            if group:
+                _check_option(override)
+        try:
+            chosen = [text for text, group in zip(overrides, is_group, strict=True) if group]
+            defaults = compose(config_name, chosen, return_hydra_config=True)
+            for override, group in zip(parsed, is_group, strict=True):
+                if not group:
+                    _check_key(override, defaults)
+            cfg = compose(config_name, overrides)
+            values = plain(cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise AiraError(_source_missing(error, locals().get("cfg"))) from error
+    _check_values(values)
+    return cfg
+
+
+def _check_option(override: Override) -> None:
+    """The option of a group exists."""
+    option, group = override.value(), override.key_or_group
+    if isinstance(option, str) and option.removesuffix(".yaml") not in options(group):
+        raise AiraError(f"{group}={option}: there is no such {group}. {nearest(option, options(group))}")
+
+
+def _check_key(override: Override, defaults: DictConfig) -> None:
+    """The key exists, and the value is of the default's type."""
+    key = override.key_or_group
+    known = dict(flat(OmegaConf.to_container(defaults, resolve=False)))
+    if override.is_add() or override.is_force_add():
+        return
+    if key not in known:
+        names = [name for name in known if not name.startswith("hydra")] + groups()
+        raise AiraError(f"{override.input_line}: there is no key or group '{key}'. {nearest(key, names)}")
+    default = OmegaConf.select(defaults, key, throw_on_missing=False)
+    value = override.value() if not override.is_sweep_override() else None
+    if default is None or value is None or (isinstance(value, str) and "${" in value):
+        return
+    fits = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
+    if isinstance(default, (int, float)) and not isinstance(default, bool) and key != "trainer.devices":
+        whole = isinstance(default, int) and key != "trainer.val_check_interval"
+        fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not fits:
+            raise AiraError(f"{override.input_line}: {key} is {'a whole' if whole else 'a'} number, such as {default}.")
+    if isinstance(default, bool) and not fits:
+        raise AiraError(f"{override.input_line}: {key} is true or false.")
+
+
+def _source_missing(error: Exception, cfg: DictConfig | None) -> str:
+    """Say it plainly where the data group has nothing for the method's kind of data in the language."""
+    if cfg is not None and "sources" in str(error):
+        sources: Any = OmegaConf.to_container(cfg.data.sources, resolve=False)
+        kind, language = cfg.method.kind, cfg.language.code
+        has = [f"{name} ({', '.join(by_language)})" for name, by_language in sources.items()]
+        return (
+            f"data={cfg.data.name} has no {kind} data for language={language}, which method={cfg.method.name} needs. "
+            f"It has: {'; '.join(has)}. Choose another data group, or give a file with data.path=."
+        )
+    cause: BaseException | None = error
+    while cause is not None and not str(cause).strip():
+        cause = cause.__cause__
+    return str(cause).strip().splitlines()[0] if cause else type(error).__name__
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    """What no single key shows: choices, ranges, and parts that do not go together."""
+    known = dict(flat(values))
+    for key, choices in CHOICES.items():
+        if key in known and known[key] not in choices:
+            raise AiraError(f"{key}={known[key]}: valid are {', '.join(choices)}. {nearest(str(known[key]), choices)}")
+    for key, least in AT_LEAST.items():
+        if known.get(key) is not None and known[key] < least:
+            raise AiraError(f"{key}={known[key]}: it must be at least {least}.")
+    if not 0 < known.get("data.validation_fraction", 0.5) < 1:
+        raise AiraError(f"data.validation_fraction={known['data.validation_fraction']}: it must lie between 0 and 1.")
+    if not known.get("model.dropout", 0) < 1:
+        raise AiraError(f"model.dropout={known['model.dropout']}: it is a probability, so below 1.")
+    method, model = values.get("method"), values.get("model")
+    if not method or not model:
+        return
+    if model["role"] not in method["role"]:
+        fitting = [name for name in options("model") if _role(name) in method["role"]]
+        raise AiraError(
+            f"method={method['name']} needs a {method['role']} model and model={model['name']} is an {model['role']}. "
+            f"These fit: {', '.join(fitting)}."
+        )
+    if model["compile"] and model["attn_implementation"] != "sdpa":
+        raise AiraError(
+            "model.compile=true needs model.attn_implementation=sdpa: the loop over trees does not compile."
+        )
+
+
+def _role(model: str) -> str:
+    return str(plain(OmegaConf.load(CONF / "model" / f"{model}.yaml")).get("role", "causal"))
+
+
+def notices(values: dict[str, Any]) -> list[str]:
+    """What a user should know about a valid configuration before it runs."""
+    model, language = values["model"], values["language"]["code"]
+    said = []
+    pretrained = not model["config"] and model["path"] == model["checkpoints"]["default"]
+    if pretrained and language != "en" and language not in model["checkpoints"]:
+        said.append(
+            f"model={model['name']} has no checkpoint of its own for language={language}: "
+            f"it starts from {model['path']}. Data, questions and messages are in {language}."
+        )
+    return said
+
+
+IDENTITY_FREE = ("ckpt_path", "output_dir", "cache_dir", "debug")
+
+
+def identity(values: dict[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that says which run it is: two runs that share it compute the same."""
+    return {key: value for key, value in values.items() if key not in IDENTITY_FREE}
+
+
+def find_last(values: dict[str, Any]) -> Path:
+    """The newest checkpoint of a run with this configuration below `output_dir`.
+
+    Raises:
+        AiraError: there is none; the message lists the runs that could be gone on with by their path.
+    """
+    found = sorted(Path(values["output_dir"]).glob("*/*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
+    for checkpoint in reversed(found):
+        config = checkpoint.parent.parent / ".hydra" / "config.yaml"
+        if config.exists() and identity(plain(OmegaConf.load(config))) == identity(values):
+            return checkpoint
+    listed = "".join(f"\n  ckpt_path={file}" for file in found[-10:]) or " none"
+    raise AiraError(
+        f"ckpt_path=last: no run below {values['output_dir']}/ has this configuration and a checkpoint. "
+        f"Checkpoints of other configurations:{listed}"
+    )
+
+
+def check(config_name: str) -> None:
+    """Check the command line in `sys.argv` before Hydra runs, and resolve `ckpt_path`.
+
+    A run that goes on from a checkpoint of its own kind goes on in that run's folder. Exits with status 2 and one
+    message where something is wrong.
+    """
+    arguments = get_args_parser().parse_args()
+    if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.config_name or arguments.info:
+        return
+    try:
+        if arguments.multirun:
+            from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+            parsed = OverridesParser.create().parse_overrides(arguments.overrides)
+            trials = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+        else:
+            trials = [arguments.overrides]
+        for overrides in trials:
+            values = plain(compose_config(config_name, overrides))
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                for notice in notices(values):
+                    print(f"Notice: {notice}", file=sys.stderr)
+        if not arguments.multirun and values.get("ckpt_path") and not arguments.cfg:
+            _go_on(values)
+    except AiraError as error:
+        fail(error, debug="debug=true" in arguments.overrides)
+
+
+def _go_on(values: dict[str, Any]) -> None:
+    """Make the command line name the checkpoint file, and the folder of the run that it belongs to."""
+    if values["ckpt_path"] == "last":
+        checkpoint = find_last(values)
+    else:
+        checkpoint = Path(values["ckpt_path"])
+        if not checkpoint.is_file():
+            raise AiraError(
+                f"ckpt_path={checkpoint}: there is no such file. `ckpt_path=last` looks for the newest run."
+            )
+    run = checkpoint.resolve().parent.parent
+    sys.argv = [arg for arg in sys.argv if not arg.startswith("ckpt_path=")]
+    sys.argv.append(f"ckpt_path='{checkpoint.resolve()}'")
+    if (run / ".hydra").is_dir() and not any(arg.startswith("hydra.run.dir=") for arg in sys.argv):
+        sys.argv.append(f"hydra.run.dir='{run}'")
+
+
+def fail(error: AiraError, debug: bool = False) -> None:
+    """Print the message of an error, or its traceback when debugging, and leave with status 2."""
+    if debug or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
+    print(f"\nError: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def readable_errors(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Let a command answer an `AiraError` with its message instead of a traceback."""
+
+    @functools.wraps(run)
+    def wrapped(cfg: DictConfig) -> Any:
+        try:
+            return run(cfg)
+        except AiraError as error:
+            return fail(error, debug=cfg.debug)
+
+    return wrapped

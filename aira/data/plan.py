@@ -1,0 +1,122 @@
+"""Which examples make up which step, rank and row: planned from lengths alone, the same on every rank."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class Step(NamedTuple):
+    """One optimizer step as one rank sees it. The totals are over all ranks: losses are normalised by them."""
+
+    number: int
+    rows: list[list[int]]  # example indices of each forward pass of this rank
+    weight: float  # 0 where this rank has no example of its own and runs one of another's for nothing
+    examples: int
+    tokens: int  # scored tokens
+
+
+def deal(batch: np.ndarray, lengths: np.ndarray, ranks: int) -> list[list[int]]:
+    """Deal a batch to ranks, longest example first, each to the rank that has the fewest tokens so far.
+
+    Returns:
+        Example indices of each rank, longest first. Ties are broken by index, so every rank deals alike.
+    """
+    order = batch[np.lexsort((batch, -lengths[batch]))]
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for index in order.tolist():
+        rank = load.index(min(load))
+        shares[rank].append(index)
+        load[rank] += int(lengths[index])
+    return shares
+
+
+def fill_rows(examples: list[int], lengths: np.ndarray, tokens_per_row: int, padded: bool) -> list[list[int]]:
+    """Cut a rank's share into rows of at most `tokens_per_row` tokens (an example that is longer has its own row).
+
+    Args:
+        examples: indices, longest first.
+        lengths: tokens of each example: of the whole tree, or of its longest branch where rows are padded.
+        tokens_per_row: the budget; a padded row costs its longest example times its number of examples.
+        padded: pad neighbours in length together, instead of packing first-fit-decreasing.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in examples:
+        length = int(lengths[index])
+        if padded:
+            fits = bool(rows) and (len(rows[-1]) + 1) * int(lengths[rows[-1][0]]) <= tokens_per_row
+            place = len(rows) - 1 if fits else -1
+        else:
+            place = next((i for i, free in enumerate(room) if free >= length), -1)
+        if place < 0:
+            rows.append([index])
+            room.append(tokens_per_row - length)
+        else:
+            rows[place].append(index)
+            room[place] -= length
+    return rows
+
+
+class Plan(Sampler[Step]):
+    """All the steps of a run, epoch after epoch.
+
+    Shuffled by (seed, epoch); step k can be computed without the steps before it, so a run that is gone on with
+    starts the plan at its step. With `shuffle=False` it is one pass in the order of the data.
+
+    Args:
+        lengths: [examples] tokens of each example in a row.
+        scored: [examples] scored tokens of each example.
+        batch_size: examples of one step over all ranks; the last step of an epoch may have fewer.
+        tokens_per_row: see `fill_rows`.
+        steps: how many steps the whole run has.
+        start: the first step to run.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        scored: np.ndarray,
+        *,
+        batch_size: int,
+        tokens_per_row: int,
+        padded: bool = False,
+        shuffle: bool = True,
+        seed: int = 0,
+        steps: int | None = None,
+        start: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.lengths, self.scored = lengths, scored
+        self.batch_size, self.tokens_per_row, self.padded = batch_size, tokens_per_row, padded
+        self.shuffle, self.seed, self.rank, self.ranks = shuffle, seed, rank, ranks
+        self.steps_per_epoch = -(-len(lengths) // batch_size)
+        self.steps = self.steps_per_epoch if steps is None else steps
+        self.start = start
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Step]:
+        for epoch in range(self.start // self.steps_per_epoch, -(-self.steps // self.steps_per_epoch)):
+            order = np.arange(len(self.lengths))
+            if self.shuffle:
+                np.random.default_rng([self.seed, epoch]).shuffle(order)
+            first = epoch * self.steps_per_epoch
+            for number in range(max(first, self.start), min(first + self.steps_per_epoch, self.steps)):
+                at = (number - first) * self.batch_size
+                yield self.step(number, order[at : at + self.batch_size])
+
+    def step(self, number: int, batch: np.ndarray) -> Step:
+        """This rank's part of the batch of one step."""
+        share = deal(batch, self.lengths, self.ranks)[self.rank]
+        return Step(
+            number=number,
+            rows=fill_rows(share or [int(batch[0])], self.lengths, self.tokens_per_row, self.padded),
+            weight=1.0 if share else 0.0,
+            examples=len(batch),
+            tokens=int(self.scored[batch].sum()),
+        )

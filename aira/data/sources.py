@@ -1,0 +1,123 @@
+"""Reading rows: from the hub, or from json, jsonl, csv and parquet files on disk."""
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, DatasetDict, load_dataset
+
+from aira.errors import AiraError
+from aira.files import content_hash, locate
+
+BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass
+class Source:
+    """The splits of a data set, memory-mapped, with a key that changes when its content does."""
+
+    name: str
+    splits: DatasetDict
+    key: str
+
+    def split(self, name: str) -> Dataset:
+        """One split.
+
+        Raises:
+            AiraError: there is no such split, or it is empty; the message lists the splits.
+        """
+        if name not in self.splits:
+            raise AiraError(f"{self.name} has no split '{name}'. It has: {', '.join(self.splits)}. Set data.split=.")
+        if not len(self.splits[name]):
+            raise AiraError(f"{self.name}: the split '{name}' is empty.")
+        return self.splits[name]
+
+
+def read(path: str, *, revision: str | None = None, cache_dir: str | None = None) -> Source:
+    """Read a data set.
+
+    Args:
+        path: a file, a folder (in the hub's layout, or with one file a split), `pkg://package/folder`, or a hub id.
+        revision: branch, tag or commit on the hub.
+        cache_dir: where the Arrow tables of local files are kept.
+
+    Raises:
+        AiraError: no such file or data set, the hub cannot be reached, or a file is not of its format.
+    """
+    located = Path(locate(path)).expanduser()
+    if located.is_file():
+        builder = BUILDERS.get(located.suffix)
+        if builder is None:
+            raise AiraError(f"data.path={path}: {located.suffix} is not read. Read are {', '.join(BUILDERS)}.")
+        return _local(path, [located], builder, cache_dir)
+    if located.is_dir():
+        files = sorted(file for file in located.rglob("*") if file.suffix in BUILDERS)
+        if not files:
+            raise AiraError(f"data.path={path}: the folder holds no {', '.join(BUILDERS)} file.")
+        return _local(path, files, str(located), cache_dir)
+    if path.startswith((".", "/", "~", "pkg://")) or located.suffix in BUILDERS or path.count("/") > 1:
+        raise AiraError(f"data.path={path}: there is no such file or folder.")
+    try:
+        splits = load_dataset(path, revision=revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise AiraError(
+            f"The data set {path} could not be loaded from the hub: {reason}\n"
+            "If the hub cannot be reached: data.path=<file or folder> takes a local copy; data=sample needs none."
+        ) from error
+    return Source(path, splits, "-".join(split._fingerprint for split in splits.values()))
+
+
+def _local(path: str, files: list[Path], builder: str, cache_dir: str | None) -> Source:
+    """Read files; `builder` is a format, or a folder whose layout the datasets library interprets."""
+    for file in files:
+        if not file.stat().st_size:
+            raise AiraError(f"{file} is empty.")
+    data_files = {"train": [str(file) for file in files]} if builder in BUILDERS.values() else None
+    try:
+        splits = load_dataset(builder, data_files=data_files, cache_dir=cache_dir)
+    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+        if getattr(error.__cause__ or error, "errno", None) == 28:
+            raise AiraError(f"No space left for the cache of {path}. cache_dir=<folder> puts it elsewhere.") from error
+        raise AiraError(_bad_row(files) or f"{path} could not be read: {error.__cause__ or error}") from error
+    return Source(path, splits, content_hash(files))
+
+
+def _bad_row(files: Iterable[Path]) -> str | None:
+    """Find the first row that is not of its file's format, to say where it is."""
+    columns: set[str] | None = None
+    for file in files:
+        try:
+            if file.suffix == ".jsonl" or file.suffix == ".json":
+                text = file.read_text(encoding="utf-8")
+                if file.suffix == ".json" and text.lstrip().startswith("["):
+                    json.loads(text)
+                    continue
+                for number, line in enumerate(text.split("\n"), start=1):
+                    if line.strip():
+                        try:
+                            row = json.loads(line)
+                        except json.JSONDecodeError as error:
+                            return f"{file}, row {number}: this is not JSON: {error.msg} (column {error.colno})."
+                        if not isinstance(row, dict):
+                            return f'{file}, row {number}: a row is an object such as {{"prompt": …}}, not {line[:40]}.'
+                        if columns is not None and columns.isdisjoint(row):
+                            return f"{file}, row {number}: it has other columns than the rows before: {', '.join(row)}."
+                        columns = set(row)
+            elif file.suffix == ".csv":
+                with file.open(encoding="utf-8", newline="") as stream:
+                    reader = csv.reader(stream, strict=True)
+                    header = next(reader)
+                    for row_cells in reader:
+                        if len(row_cells) != len(header):
+                            return f"{file}, line {reader.line_num}: {len(row_cells)} cells, and {len(header)} columns."
+        except json.JSONDecodeError as error:
+            return f"{file}: this is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
+        except UnicodeDecodeError as error:
+            return f"{file}: this is not UTF-8 (byte {error.start})."
+        except csv.Error as error:
+            return f"{file}: this is not CSV: {error}."
+    return None

@@ -1,0 +1,146 @@
+"""Trees of tokens, and the rows they are packed into. Imports torch alone.
+
+An example is a tree: a prefix and the branches that continue it (a prompt and its chosen and rejected response; a
+question and its choices). In a packed row the prefix stands once, each branch counts its positions on from it, and
+there is no padding. Bidirectional encoders cannot share a prefix: `pad` makes the same `Row` out of whole branches.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tree(NamedTuple):
+    """One example. Each branch is encoded whole, prefix included, so nothing depends on where the prefix ends."""
+
+    branches: Sequence[Sequence[int]]  # token ids, one sequence a branch
+    scored: Sequence[Sequence[bool]]  # which of these tokens are scored, that is, predicted
+
+
+class Span(NamedTuple):
+    """A tree's place in its row."""
+
+    start: int
+    end: int
+    mask: Tensor | None  # [1, 1, end - start, end - start] bool, True where attended; None: causal (a single branch)
+
+
+class Row(NamedTuple):
+    """What one forward pass reads. N scored tokens, B branches; positions index the flattened [R * T] hidden states."""
+
+    input_ids: Tensor  # [R, T]; R is 1 for packed trees
+    position_ids: Tensor | None  # [R, T] for packed trees
+    attention_mask: Tensor | None  # [R, T] for padded branches, 1 on real tokens
+    token_type_ids: Tensor | None  # [R, T] for padded branches of an encoder with two segments
+    spans: list[Span] | None  # the trees of a packed row
+    source: Tensor  # [N] position whose hidden state predicts the scored token
+    target: Tensor  # [N] id of the scored token
+    branch: Tensor  # [N] branch that the scored token belongs to, counted through the row
+    end: Tensor  # [B] position of each branch's last token (packed) or first token (padded)
+    tree: Tensor  # [B] tree that each branch belongs to, counted through the row
+
+
+def shared_prefix(branches: Sequence[Sequence[int]]) -> int:
+    """The number of tokens that all branches begin with; 0 for a single branch, which shares with nobody."""
+    if len(branches) == 1:
+        return 0
+    shortest = min(map(len, branches))
+    first = branches[0]
+    for i in range(shortest):
+        if any(branch[i] != first[i] for branch in branches[1:]):
+            return i
+    return shortest
+
+
+def tree_length(branches: Sequence[Sequence[int]]) -> int:
+    """The number of tokens that a tree takes in a packed row."""
+    prefix = shared_prefix(branches)
+    return prefix + sum(len(branch) - prefix for branch in branches)
+
+
+def tree_mask(prefix: int, lengths: Sequence[int]) -> Tensor:
+    """Who attends to whom inside one tree: causal, to the prefix and the own branch only.
+
+    Args:
+        prefix: number of prefix tokens.
+        lengths: number of own tokens of each branch.
+
+    Returns:
+        [1, 1, T, T] bool with T = prefix + sum(lengths); row attends to column where True.
+    """
+    owner = torch.repeat_interleave(torch.arange(len(lengths) + 1), torch.tensor([prefix, *lengths]))
+    visible = (owner[:, None] == owner[None, :]) | (owner[None, :] == 0)
+    return visible.tril()[None, None]
+
+
+def pack(trees: Sequence[Tree]) -> Row:
+    """Lay trees one after another into a single row without padding."""
+    ids: list[int] = []
+    end: list[int] = []
+    positions, spans, source, target, branch, owner = [], [], [], [], [], []
+    start = 0
+    for number, tree in enumerate(trees):
+        prefix = shared_prefix(tree.branches)
+        lengths = [len(tokens) - prefix for tokens in tree.branches]
+        ids += tree.branches[0][:prefix]
+        positions.append(torch.arange(prefix))
+        own = start + prefix  # where the next branch's own tokens begin
+        for tokens, scored, length in zip(tree.branches, tree.scored, lengths, strict=True):
+            ids += tokens[prefix:]
+            positions.append(torch.arange(prefix, prefix + length))
+            place = torch.cat([torch.arange(start, start + prefix), torch.arange(own, own + length)])
+            predicted = torch.tensor(scored[1:], dtype=torch.bool).nonzero()[:, 0] + 1
+            source.append(place[predicted - 1])
+            target.append(torch.tensor(tokens)[predicted])
+            branch.append(torch.full_like(predicted, len(end)))
+            end.append(int(place[-1]))
+            owner.append(number)
+            own += length
+        spans.append(Span(start, own, tree_mask(prefix, lengths) if len(lengths) > 1 else None))
+        start = own
+    return Row(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.cat(positions)[None],
+        attention_mask=None,
+        token_type_ids=None,
+        spans=spans,
+        source=torch.cat(source),
+        target=torch.cat(target),
+        branch=torch.cat(branch),
+        end=torch.tensor(end),
+        tree=torch.tensor(owner),
+    )
+
+
+def pad(trees: Sequence[Tree], pad_id: int, separator_id: int | None = None) -> Row:
+    """Lay every branch of every tree into a padded row of its own, for bidirectional encoders.
+
+    Args:
+        trees: the examples; nothing is read off single tokens, so `scored` is not looked at.
+        pad_id: fills up to the longest branch.
+        separator_id: tokens after the first separator are segment 1; None for an encoder without segments.
+    """
+    branches = [tokens for tree in trees for tokens in tree.branches]
+    width = max(map(len, branches))
+    ids = torch.tensor([[*tokens, *[pad_id] * (width - len(tokens))] for tokens in branches])
+    lengths = torch.tensor([len(tokens) for tokens in branches])
+    mask = (torch.arange(width) < lengths[:, None]).long()
+    types = None
+    if separator_id is not None:
+        seen = (ids == separator_id).cumsum(1)
+        types = (((seen - (ids == separator_id).long()) > 0) & mask.bool()).long()
+    nothing = torch.empty(0, dtype=torch.long)
+    return Row(
+        input_ids=ids,
+        position_ids=None,
+        attention_mask=mask,
+        token_type_ids=types,
+        spans=None,
+        source=nothing,
+        target=nothing,
+        branch=nothing,
+        end=torch.arange(len(branches)) * width,
+        tree=torch.repeat_interleave(torch.arange(len(trees)), torch.tensor([len(tree.branches) for tree in trees])),
+    )

@@ -1,0 +1,170 @@
+"""What every method shares: the step over rows, the optimizer and its schedule, metrics that add up.
+
+A method says what one row contributes (`row_loss`) and what a batch is counted in (`unit`). Everything else is here:
+gradients are those of the whole batch, whatever the number of rows and ranks.
+"""
+
+import contextlib
+import math
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from aira.data.module import Batch
+from aira.data.trees import Row
+from aira.errors import AiraError
+
+Sums = dict[str, Tensor]
+
+
+class Method(pl.LightningModule):
+    """The base of all methods.
+
+    Args:
+        model: the backbone with its head.
+        optimizer: `lr`, `weight_decay`, `betas`, `eps`, `max_grad_norm`.
+        schedule: `name` (`cosine`, `linear`, `constant`) and `warmup` (steps, or a fraction below 1).
+        seed: of the dropout; step and rank are mixed in, so a step draws the same whenever it is run.
+    """
+
+    unit: Literal["tokens", "examples"]
+    """What losses are averaged over: the batch's scored tokens, or its examples."""
+
+    def __init__(self, model: nn.Module, optimizer: dict[str, Any], schedule: dict[str, Any], seed: int = 0) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.optimizer_settings, self.schedule, self.seed = optimizer, schedule, seed
+        self.totals: dict[str, float] = {}
+
+    def row_loss(self, row: Row) -> tuple[Tensor, Sums]:
+        """One row's part of the batch.
+
+        Returns:
+            The loss summed (not averaged) over the row's tokens or examples, and further sums to report.
+        """
+        raise NotImplementedError
+
+    def metrics(self, sums: dict[str, float], count: int) -> dict[str, float]:
+        """What is reported of summed quantities.
+
+        Args:
+            sums: the sums that `row_loss` returned, added up over rows and ranks; `loss` among them.
+            count: tokens or examples, by `unit`.
+        """
+        return {name: value / count for name, value in sums.items()}
+
+    def training_step(self, batch: Batch, _: int) -> None:
+        """One optimizer step: forward and backward row by row, then clip and step."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        torch.manual_seed(hash((self.seed, batch.number, self.global_rank)) % 2**63)
+        count = getattr(batch, self.unit)
+        scale = batch.weight * self.trainer.world_size / count  # DDP averages gradients over ranks
+        sums: Sums = {}
+        with self._weights_cast_once():
+            for i, row in enumerate(batch.rows):
+                with contextlib.nullcontext() if i == len(batch.rows) - 1 else self._no_sync():
+                    loss, more = self.row_loss(row)
+                    self.manual_backward(loss * scale)
+                _add(sums, {"loss": loss.detach(), **more}, batch.weight)
+        totals = self._reduced(sums)
+        if not math.isfinite(totals["loss"]):
+            raise AiraError(
+                f"The loss is {totals['loss']} at step {batch.number} (rows {batch.indices} of the training data). "
+                "The weights are those before this step; checkpoints/last.ckpt is whole. A smaller optimizer.lr, "
+                "more schedule.warmup or trainer.precision=32-true may help."
+            )
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        self.log("train/lr", scheduler.get_last_lr()[0])  # type: ignore[union-attr]
+        scheduler.step()  # type: ignore[union-attr, call-arg]
+        metrics = {f"train/{name}": value for name, value in self.metrics(totals, count).items()}
+        self.log("train/loss", metrics.pop("train/loss"), prog_bar=True)
+        self.log_dict(metrics)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip; gradients are unscaled by now."""
+        limit = self.optimizer_settings["max_grad_norm"] or math.inf
+        self.log("train/grad_norm", nn.utils.clip_grad_norm_(self.parameters(), limit))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the sums of the validation before."""
+        self.totals = {}
+        self.count = 0
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Add up one batch; averages are taken once, over the whole validation set."""
+        sums: Sums = {}
+        for row in batch.rows:
+            loss, more = self.row_loss(row)
+            _add(sums, {"loss": loss, **more}, batch.weight)
+        for name, value in self._reduced(sums).items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+        self.count += getattr(batch, self.unit)
+
+    def on_validation_epoch_end(self) -> None:
+        """Report the averages."""
+        metrics = {f"val/{name}": value for name, value in self.metrics(self.totals, self.count).items()}
+        self.log_dict(metrics, prog_bar=False)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW that decays matrices alone, and a schedule over the steps of the run."""
+        settings = self.optimizer_settings
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings["weight_decay"]},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=settings["lr"],
+            betas=tuple(settings["betas"]),
+            eps=settings["eps"],
+            fused=self.trainer.precision != "16-mixed",  # a fused step unscales too late for clipping
+        )
+        steps = self.trainer.max_steps
+        warmup = self.schedule["warmup"]
+        warmup_steps = math.ceil(warmup * steps) if warmup < 1 else int(warmup)
+        name = self.schedule["name"]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, warmup_steps, name))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
+        wrapped = self.trainer.strategy.model
+        return wrapped.no_sync() if hasattr(wrapped, "no_sync") else contextlib.nullcontext()  # type: ignore[operator, union-attr, return-value]
+
+    def _weights_cast_once(self) -> contextlib.AbstractContextManager[Any]:
+        """Under autocast, keep the cast weights for all rows of a step (Lightning turns that cache off)."""
+        device = self.device.type
+        if not torch.is_autocast_enabled(device):
+            return contextlib.nullcontext()
+        return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=True)
+
+    def _reduced(self, sums: Sums) -> dict[str, float]:
+        """Add up over ranks; one transfer for all sums."""
+        values = torch.stack([value.detach().double() for value in sums.values()])
+        values = self.trainer.strategy.reduce(values, reduce_op="sum")
+        return dict(zip(sums, values.tolist(), strict=True))
+
+
+def _add(sums: Sums, more: Sums, weight: float) -> None:
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0.0) + value * weight
+
+
+def rate(step: int, steps: int, warmup: int, name: str) -> float:
+    """The factor on the peak learning rate at a step: linear warm-up, then `cosine` or `linear` to 0, or `constant`.
+
+    The first step of a warm-up of n steps has factor 1 / n, so that no step is without effect.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return {
+        "cosine": 0.5 * (1 + math.cos(math.pi * min(1.0, progress))),
+        "linear": max(0.0, 1 - progress),
+        "constant": 1.0,
+    }[name]

@@ -1,0 +1,31 @@
+"""Supervised fine-tuning: the next-token loss on completions."""
+
+import math
+from typing import Literal
+
+from torch import Tensor
+
+from aira.data.trees import Row
+from aira.methods.base import Method, Sums
+from aira.methods.losses import cross_entropy
+from aira.models.backbone import hidden_states, unwrap
+
+
+class SFT(Method):
+    """Mean negative log-likelihood of the batch's scored tokens, the causal language modelling loss.
+
+    Which tokens are scored (completions, or the whole text) was decided when they were encoded.
+    """
+
+    unit: Literal["tokens", "examples"] = "tokens"
+
+    def row_loss(self, row: Row) -> tuple[Tensor, Sums]:
+        """The row's summed negative log-likelihood in nats."""
+        hidden = hidden_states(self.model, row)
+        loss, _ = cross_entropy(hidden[row.source], row.target, unwrap(self.model).get_output_embeddings())
+        return loss, {}
+
+    def metrics(self, sums: dict[str, float], count: int) -> dict[str, float]:
+        """The loss, and its exponential."""
+        loss = sums["loss"] / count
+        return {"loss": loss, "perplexity": math.exp(min(loss, 50.0))}

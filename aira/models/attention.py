@@ -1,0 +1,73 @@
+"""Attention over packed rows: each tree by itself, so no mask of the whole row and no work between trees."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from aira.data.trees import Span
+
+
+def trees_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    trees: list[Span] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of Transformers that runs `scaled_dot_product_attention` once a tree.
+
+    Args:
+        module: the attention layer.
+        query: [1, heads, T, head size].
+        key: [1, key heads, T, head size]; with fewer key heads, each serves a group of query heads.
+        value: like `key`.
+        attention_mask: used only where there are no trees, as when generating.
+        dropout: probability.
+        scaling: factor on the scores; None for 1 / sqrt(head size).
+        trees: the row's trees, which cover it without a gap.
+
+    Returns:
+        [1, T, heads, head size], and None for the attention weights.
+    """
+    if trees is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    grouped = key.shape[1] != query.shape[1]
+    parts = [
+        scaled_dot_product_attention(
+            query[:, :, start:end],
+            key[:, :, start:end],
+            value[:, :, start:end],
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+        for start, end, mask in trees
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("trees", trees_attention)
+AttentionMaskInterface.register("trees", sdpa_mask)
+
+
+def dense_mask(trees: list[Span], device: torch.device) -> Tensor:
+    """The mask of a whole packed row for ordinary `sdpa`: [1, 1, T, T] bool, True where attended."""
+    length = trees[-1].end
+    mask = torch.zeros(1, 1, length, length, dtype=torch.bool, device=device)
+    for start, end, inner in trees:
+        whole = torch.ones(end - start, end - start, dtype=torch.bool, device=device).tril()
+        mask[:, :, start:end, start:end] = whole if inner is None else inner
+    return mask

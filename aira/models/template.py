@@ -1,0 +1,66 @@
+"""The published prompt format as special tokens and a chat template that any Hugging Face tool can use."""
+
+from transformers import PreTrainedTokenizerBase
+
+from aira.errors import AiraError
+
+SPECIAL_TOKENS = {
+    "bos_token": "<|startofinstruction|>",
+    "sep_token": "<|endofinstruction|>",
+    "eos_token": "<|endofcompletion|>",
+    "pad_token": "<|pad|>",
+    "unk_token": "<|unk|>",
+}
+
+_TEMPLATE = """\
+{%- set opening = BOS -%}
+{%- set ns = namespace(system='') -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}
+{%- set ns.system = ns.system + message['content'] + '\n\n' -%}
+{%- elif message['role'] == 'user' -%}
+{{- opening + ns.system + message['content'] + '<|endofinstruction|>' -}}
+{%- set ns.system = '' -%}
+{%- elif message['role'] == 'assistant' -%}
+{{- message['content'] + '<|endofcompletion|>' -}}
+{%- else -%}
+{{- raise_exception('Unknown role: ' + message['role']) -}}
+{%- endif -%}
+{%- endfor -%}"""
+
+
+def chat_template(prompt_bos: bool) -> str:
+    """The Aira format as Jinja: bos, instruction, sep, completion, eos; a system message leads the next instruction.
+
+    Args:
+        prompt_bos: begin each instruction with `<|startofinstruction|>`; published OPT and TinyLlama models do not.
+    """
+    return _TEMPLATE.replace("BOS", f"'{SPECIAL_TOKENS['bos_token']}'" if prompt_bos else "''")
+
+
+def apply_template(tokenizer: PreTrainedTokenizerBase, template: str, prompt_bos: bool) -> list[int]:
+    """Give the tokenizer the template it is to train with, in place.
+
+    A tokenizer that already speaks the Aira format (an earlier run's export) is left as it is.
+
+    Args:
+        template: `aira`, or `native` for the tokenizer's own chat template.
+
+    Returns:
+        Ids of the tokens that were added to the vocabulary.
+
+    Raises:
+        AiraError: `native`, and the tokenizer has no chat template.
+    """
+    if template == "native":
+        if not tokenizer.chat_template:
+            raise AiraError("model.template=native: this tokenizer has no chat template. Use model.template=aira.")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return []
+    if tokenizer.chat_template in (chat_template(True), chat_template(False)):
+        return []
+    before = len(tokenizer)
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    tokenizer.chat_template = chat_template(prompt_bos)
+    return list(range(before, len(tokenizer)))

@@ -1,0 +1,198 @@
+"""A training run from its configuration to its export: the whole story on one page."""
+
+import inspect
+import json
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from aira.callbacks.emissions import Emissions
+from aira.callbacks.samples import Samples
+from aira.callbacks.throughput import Throughput
+from aira.config import plain
+from aira.data.module import DataModule
+from aira.environment import environment
+from aira.errors import AiraError
+from aira.models.backbone import load_config, load_model, load_tokenizer
+from aira.models.export import export, model_card
+
+WHERE = ("path", "role", "revision", "trust_remote_code")
+"""Keys of conf/model that say which model it is."""
+
+BUILDING = ("config", "attn_implementation", "dropout", "gradient_checkpointing", "compile", "lora")
+"""Keys of conf/model that say how it is set up."""
+
+
+def train(cfg: DictConfig, run: Path | None = None) -> dict[str, float]:
+    """Compose a run, train it, export the model and tell what came out.
+
+    Args:
+        cfg: composed from conf/train.yaml.
+        run: the folder for everything that is written; by default Hydra's.
+
+    Returns:
+        The final metrics by name, as in the run's metrics.json.
+
+    Raises:
+        AiraError: something that the user can mend; what was computed until then is kept.
+    """
+    started = time.time()
+    values = plain(cfg)
+    run = (run or Path(HydraConfig.get().runtime.output_dir)).resolve()
+    _quiet()
+    pl.seed_everything(values["seed"], verbose=False)
+
+    settings, method = values["model"], values["method"]
+    where = {key: settings[key] for key in WHERE}
+    tokenizer, added = load_tokenizer(**where, template=settings["template"], prompt_bos=settings["prompt_bos"])
+    config, _ = load_config(**where, vocab_size=len(tokenizer), config=settings["config"])
+    _check_length(values["data"]["max_length"], config)
+    data = _data(values, tokenizer)
+    for line in data.said:
+        print(line)
+    loading = {key: settings[key] for key in WHERE + BUILDING}
+    model = load_model(tokenizer=tokenizer, added=added, **loading)
+    module = instantiate(method["module"], _partial_=True)(
+        model=model, optimizer=values["optimizer"], schedule=values["schedule"], seed=values["seed"]
+    )
+
+    steps = _steps(values["trainer"], data)
+    callbacks = [_build(part, run=run, tokenizer=tokenizer) for part in values["callbacks"].values()]
+    loggers = [_build(part, run=run) for part in values["logger"].values()]
+    trainer = _trainer(values["trainer"], data, steps, callbacks, loggers, run)
+    if trainer.is_global_zero:
+        _announce(values, data, model, steps, run)
+    trainer.fit(module, datamodule=data, ckpt_path=values["ckpt_path"], weights_only=True)
+    if values["export"] == "best":
+        best = torch.load(run / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)
+        module.load_state_dict(best["state_dict"])
+
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+    metrics |= {"steps": trainer.global_step, "epochs": trainer.global_step / data.steps_per_epoch}
+    if trainer.is_global_zero:
+        for callback in callbacks:
+            if isinstance(callback, Throughput):
+                metrics |= {f"perf/{name}": value for name, value in callback.measured().items()}
+            elif isinstance(callback, Emissions):
+                metrics |= {f"emissions/{name}": value for name, value in callback.measured.items()}
+            elif isinstance(callback, Samples):
+                metrics |= callback.finish(module, data)
+        metrics["seconds"] = time.time() - started
+        card = model_card(values, metrics, environment())
+        export(module.model, tokenizer, run / "export", card)
+        (run / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        (run / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+        _summary(values, metrics, callbacks, run)
+    trainer.strategy.barrier()
+    return metrics
+
+
+def _quiet() -> None:
+    """Leave out what libraries say about choices that are made here on purpose."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    for text in (".*does not have many workers.*", ".*`isinstance.treespec.*", ".*smaller than the logging interval.*"):
+        warnings.filterwarnings("ignore", text)
+
+
+def _check_length(max_length: int, config: Any) -> None:
+    context = getattr(config, "max_position_embeddings", None)
+    if context and max_length > context:
+        raise AiraError(f"data.max_length={max_length}: the model's context is {context} tokens.")
+
+
+def _data(values: dict[str, Any], tokenizer: Any) -> DataModule:
+    accepted = inspect.signature(DataModule.__init__).parameters
+    return DataModule(
+        tokenizer,
+        kind=values["method"]["kind"],
+        loss_on=values["method"]["loss_on"],
+        padded=values["model"]["role"] == "encoder",
+        seed=values["seed"],
+        cache_dir=values["cache_dir"],
+        **{key: value for key, value in values["data"].items() if key in accepted},
+    )
+
+
+def _build(settings: dict[str, Any], **available: Any) -> Any:
+    """Instantiate a part, giving it those of the run's objects that it asks for."""
+    partial = instantiate(settings, _partial_=True)
+    wanted = inspect.signature(partial.func).parameters
+    return partial(**{name: value for name, value in available.items() if name in wanted})
+
+
+def _steps(settings: dict[str, Any], data: DataModule) -> int:
+    """Optimizer steps of the whole run."""
+    return settings["max_steps"] if settings["max_steps"] > 0 else settings["max_epochs"] * data.steps_per_epoch
+
+
+def _trainer(
+    settings: dict[str, Any], data: DataModule, steps: int, callbacks: list[Any], loggers: list[Any], run: Path
+) -> pl.Trainer:
+    """Lightning's Trainer; to it the whole run is one epoch, so a run can be gone on with at any step."""
+    interval = settings["val_check_interval"]
+    if isinstance(interval, float):
+        interval = max(1, round(interval * data.steps_per_epoch))
+    precision = settings["precision"]
+    if precision == "auto":
+        precision = _precision(settings["accelerator"])
+    return instantiate(settings, _partial_=True)(
+        precision=precision,
+        max_epochs=1,
+        max_steps=steps,
+        val_check_interval=min(interval, steps),
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=run,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def _precision(accelerator: str) -> str:
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def _announce(values: dict[str, Any], data: DataModule, model: torch.nn.Module, steps: int, run: Path) -> None:
+    count = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    print(
+        f"{values['method']['name']}: {values['model']['name']} ({count / 1e6:.1f} M parameters, {trained / 1e6:.1f} M "
+        f"trained) on {data.path}\n{len(data.train)} training and {len(data.validation)} validation examples, "
+        f"{steps} steps of {data.batch_size}; written to {_shown(run)}"
+    )
+
+
+def _summary(values: dict[str, Any], metrics: dict[str, float], callbacks: list[Any], run: Path) -> None:
+    """What a user wants to know at the end, and the next thing to try."""
+    print(f"\nDone in {metrics['seconds']:.0f} s, {metrics['steps']:.0f} steps.")
+    for name in ("train/loss", "val/loss", "val/perplexity", "perf/tokens_per_second", "emissions/energy_kwh"):
+        if name in metrics:
+            print(f"  {name:28} {metrics[name]:.4g}")
+    for callback in callbacks:
+        if isinstance(callback, Samples):
+            for name, (rate, number) in callback.exact.items():
+                told = {"train": "training prompts", "val": "held-out paraphrases"}[name]
+                print(f"  exact answers to {told:20} {rate:.2f} of {number}")
+            if callback.answers:
+                question, said = callback.answers[0]
+                print(f"\nQuestion: {question}\nAnswer:   {said}")
+    export_path = _shown(run / "export")
+    print(f"\nExport (any Hugging Face tool loads it): {export_path}")
+    print(f"Next: python train.py model.path={export_path} language={values['language']['code']} trainer.max_epochs=1")
+
+
+def _shown(path: Path) -> str:
+    """A path as the user would type it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

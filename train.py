@@ -1,0 +1,21 @@
+"""Train a model: `python train.py model=opt-1b3 method=sft language=pt`; `--help` lists the choices."""
+
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from aira.config import CONF, check, readable_errors
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+@readable_errors
+def main(cfg: DictConfig) -> Any:
+    from aira.training import train  # torch is imported only once the configuration is known to be right
+
+    return train(cfg)
+
+
+if __name__ == "__main__":
+    check("train")
+    main()
