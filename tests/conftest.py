@@ -1,0 +1,29 @@
+"""What all tests share: no network, a cache of their own, the real data where it is."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ.setdefault("AIRA_CACHE", tempfile.mkdtemp(prefix="aira-cache-"))
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("AIRA_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture
+def data_folder():
+    """The folder of real data sets: AIRA_DATA, by default ../shared/data."""
+    if not DATA.is_dir():
+        pytest.skip("AIRA_DATA is not set and ../shared/data does not exist")
+    return DATA
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how many tests were skipped, and how many of them for want of data."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    wanting = [report for report in skipped if "AIRA_DATA" in str(report.longrepr)]
+    terminalreporter.write_line(f"{len(skipped)} skipped, {len(wanting)} of them for want of AIRA_DATA")

@@ -1,0 +1,67 @@
+"""A run that is killed at any moment and gone on with ends like one that never was."""
+
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.end_to_end.command import SMALL, run, run_folder, start
+
+SETTINGS = [
+    *SMALL,
+    "trainer.max_steps=30",  # 64 examples in steps of 8: nearly four epochs
+    "trainer.val_check_interval=5",
+    "callbacks.checkpoint.every_n_train_steps=2",
+    "callbacks.samples.every_n_steps=4",
+    "model.dropout=0.1",
+]
+
+
+def weights(folder):
+    return load_file(run_folder(folder) / "export" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(*SETTINGS, cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("checkpoints", [1, 6, 13])
+def test_killed_and_gone_on_with(undisturbed, tmp_path, checkpoints):
+    """Catches a plan, optimizer, schedule or dropout that does not go on where it stopped, and a half-written file."""
+    process = start(*SETTINGS, cwd=tmp_path)
+    seen, last = 0, None
+    while seen < checkpoints and process.poll() is None:
+        files = list(tmp_path.glob("outputs/*/*/checkpoints/last.ckpt"))
+        if files and (stamp := files[0].stat().st_mtime_ns) != last:
+            seen, last = seen + 1, stamp
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    reached = torch.load(files[0], weights_only=True)["global_step"]
+    assert reached < 30
+    run(*SETTINGS, "ckpt_path=last", cwd=tmp_path)
+    expected, found = weights(undisturbed), weights(tmp_path)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    best = [torch.load(run_folder(f) / "checkpoints/best.ckpt", weights_only=True) for f in (undisturbed, tmp_path)]
+    assert best[0]["global_step"] == best[1]["global_step"]
+
+
+def test_a_finished_run_is_not_run_again(undisturbed):
+    """Catches steps beyond the end when a finished run is gone on with."""
+    before = weights(undisturbed)
+    printed = run(*SETTINGS, "ckpt_path=last", cwd=undisturbed)
+    assert "30 steps" in printed
+    assert all(torch.equal(before[name], after) for name, after in weights(undisturbed).items())
+
+
+def test_another_configuration_is_not_gone_on_with(undisturbed):
+    """Catches `last` taking a run that computes something else."""
+    printed = run(*SETTINGS, "optimizer.lr=0.5", "ckpt_path=last", cwd=undisturbed, status=2)
+    assert "no run below" in printed and "last.ckpt" in printed

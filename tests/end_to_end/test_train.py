@@ -1,0 +1,129 @@
+"""The commands of the README, from the command line to an export that needs no Aira."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.end_to_end.command import ENVIRONMENT, SMALL, run, run_folder
+
+CHAT = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+assert "aira" not in sys.modules
+tokenizer, model = AutoTokenizer.from_pretrained(sys.argv[1]), AutoModelForCausalLM.from_pretrained(sys.argv[1])
+asked = [{"role": "user", "content": sys.argv[2]}]
+inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+output = model.generate(**inputs, do_sample=False)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+"""
+
+
+def chat(export, question):
+    """Ask an export with plain Transformers, in a process that does not know Aira."""
+    command = [sys.executable, "-c", CHAT, str(export), question]
+    done = subprocess.run(command, cwd=export, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "language, question, expected",
+    [("en", "What is the capital of France?", "Paris"), ("pt", "Qual é a capital da França?", "Paris")],
+)
+def test_the_default_run(tmp_path, language, question, expected):
+    """Catches a default that does not learn its training answers, or an export that answers otherwise than the run."""
+    printed = run(f"language={language}", "trainer.enable_progress_bar=false", cwd=tmp_path)
+    folder = run_folder(tmp_path)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["exact_match/train"] >= 0.8
+    assert "held-out paraphrases" in printed and 0 <= metrics["exact_match/val"] <= 1
+    assert metrics["emissions/energy_kwh"] > 0 and metrics["perf/tokens_per_second"] > 0
+    assert metrics["steps"] == metrics["epochs"] * -(-_rows(language) // 16)
+    answer = chat(folder / "export", question)
+    assert expected in answer and answer in printed
+    names = {path.name for path in folder.iterdir()}
+    assert {".hydra", "checkpoints", "export", "logs", "metrics.json", "environment.json"} <= names
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+
+
+def _rows(language):
+    from aira.files import locate
+
+    with open(locate(f"pkg://aira.data/sample/instruction-{language}/train.jsonl"), encoding="utf-8") as file:
+        return sum(1 for _ in file)
+
+
+@pytest.mark.parametrize("model", ["gpt2-tiny", "opt-tiny", "llama-tiny"])
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_every_family_trains_and_exports(tmp_path, model, language):
+    """Catches a family whose training, export or chat template breaks."""
+    overrides = [
+        "data.max_examples=32",
+        "trainer.max_steps=3",
+        "data.exact_match=0",
+        "trainer.enable_progress_bar=false",
+    ]
+    run(f"model={model}", f"language={language}", "method.loss_on=all", *overrides, cwd=tmp_path)
+    assert isinstance(chat(run_folder(tmp_path) / "export", "?"), str)
+
+
+def test_lora_from_an_export(tmp_path):
+    """Catches adapters that are not merged on export, train nothing, or train the frozen weights."""
+    run(*SMALL, "trainer.max_steps=2", cwd=tmp_path / _made(tmp_path, "first"))
+    export = run_folder(tmp_path / "first") / "export"
+    second = tmp_path / _made(tmp_path, "second")
+    printed = run(*SMALL, f"model.path={export}", "model.lora.r=4", "trainer.max_steps=4", cwd=second)
+    assert "0.0 M trained" in printed
+    from safetensors.torch import load_file
+
+    before, after = load_file(export / "model.safetensors"), load_file(run_folder(second) / "export/model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed and all("attn" in name or "mlp" in name for name in changed)
+
+
+def _made(parent, name):
+    (parent / name).mkdir()
+    return name
+
+
+def test_loggers(tmp_path):
+    """Catches a W&B run that asks for a login or writes nothing, and a csv log without the curves."""
+    arguments = [*SMALL, "trainer.max_steps=4", "logger=wandb", "trainer.log_every_n_steps=1"]
+    run(*arguments, "callbacks.samples.every_n_steps=2", cwd=tmp_path)
+    folder = run_folder(tmp_path)
+    assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    header = (folder / "logs/version_0/metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/loss", "train/lr", "train/grad_norm", "val/loss", "step"} <= set(header)
+
+
+def test_two_processes(tmp_path):
+    """Catches a run under DDP that hangs, writes two folders, or gives another result than one process."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    arguments = [*SMALL, "trainer.max_steps=6", "callbacks.samples.every_n_steps=3"]
+    run(*arguments, cwd=tmp_path / "one")
+    run(*arguments, "trainer=ddp-cpu", cwd=tmp_path / "two")
+    one, two = (json.loads((run_folder(tmp_path / name) / "metrics.json").read_text()) for name in ("one", "two"))
+    for name in ("train/loss", "val/loss", "train/grad_norm"):
+        assert two[name] == pytest.approx(one[name], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["model.path=nobody/nothing"], "model=smollm2-135m"),
+        (["model.path=./missing"], "there is no such folder"),
+        (["data.path=missing.jsonl"], "there is no such file"),
+        (["data.max_length=5000"], "context is 1024"),
+        (["data.max_length=4"], "No row of"),
+        (["optimizer.lr=1e30", "trainer.max_steps=30", *SMALL], "The loss is"),
+        (["model=gpt2-124m"], "model=smollm2-135m"),
+    ],
+)
+def test_errors_are_one_message(tmp_path, arguments, message):
+    """Catches a traceback where the user could have been told what to do."""
+    printed = run(*arguments, cwd=tmp_path, status=2)
+    assert message in printed and "Traceback" not in printed

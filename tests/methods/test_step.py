@@ -1,0 +1,149 @@
+"""A training step: the same result for every row budget, equal to a padded reference, with a schedule as documented."""
+
+import math
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from aira.data.module import DataModule
+from aira.methods.base import rate
+from aira.methods.sft import SFT
+from aira.models.backbone import load_model, load_tokenizer
+
+TINY = "pkg://aira.models/tiny/causal"
+SHAPE = {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 256}
+OPTIMIZER = {"lr": 1e-3, "weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-8, "max_grad_norm": 1.0}
+CONSTANT = {"name": "constant", "warmup": 0}
+
+
+class Recorder(pl.Callback):
+    """Keeps the losses, the gradients before each step, and the weights after the last."""
+
+    def __init__(self):
+        self.losses, self.gradients = [], []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.gradients.append({name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None})
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        self.losses.append(trainer.callback_metrics["train/loss"].item())
+
+
+def fit(tmp_path, loss_on="completion", steps=3, batch_size=8, precision="32-true", dropout=0.0, **data_settings):
+    """Train the tiny model for a few steps from the same weights."""
+    tokenizer, added = load_tokenizer(TINY)
+    torch.manual_seed(0)
+    model = load_model(TINY, tokenizer, added, config=SHAPE, dropout=dropout)
+    path = "pkg://aira.data/sample/instruction-en"
+    data = DataModule(
+        tokenizer,
+        kind="instruction",
+        path=path,
+        loss_on=loss_on,
+        batch_size=batch_size,
+        max_length=256,
+        cache_dir=str(tmp_path),
+        **data_settings,
+    )
+    recorder, module = Recorder(), SFT(model, OPTIMIZER, CONSTANT)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        precision=precision,
+        max_epochs=1,
+        max_steps=steps,
+        limit_val_batches=0,
+        callbacks=[recorder],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, datamodule=data)
+    return recorder, module, data
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("budget", [1, 100, 10_000])
+def test_the_row_budget_changes_nothing(cache, budget):
+    """Catches losses averaged by row (a mean of means) and gradients that are not added up over rows."""
+    expected, _, _ = fit(cache, tokens_per_row=300)
+    found, _, _ = fit(cache, tokens_per_row=budget)
+    np.testing.assert_allclose(found.losses, expected.losses, atol=1e-5)
+    for ours, theirs in zip(found.gradients, expected.gradients, strict=True):
+        for name in theirs:
+            torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss_on", ["completion", "all"])
+def test_loss_and_gradients_equal_a_padded_reference(cache, loss_on):
+    """Catches a wrong scored mask or normaliser: the reference is Transformers' own loss on a padded batch."""
+    recorder, _, data = fit(cache, loss_on=loss_on, steps=1)
+    tokenizer, added = load_tokenizer(TINY)
+    torch.manual_seed(0)
+    model = load_model(TINY, tokenizer, added, config=SHAPE, attn_implementation="sdpa")
+    order = np.arange(len(data.train))
+    np.random.default_rng([0, 0]).shuffle(order)
+    texts, prompts = [], []
+    for i in order[:8]:
+        row = data.train.rows[int(data.train.index[i])]
+        prompts.append(f"<|startofinstruction|>{row['prompt']}<|endofinstruction|>")
+        texts.append(f"{prompts[-1]}{row['completion']}<|endofcompletion|>")
+    batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt", add_special_tokens=False)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    if loss_on == "completion":
+        for i, prompt in enumerate(prompts):
+            labels[i, : len(tokenizer.encode(prompt, add_special_tokens=False))] = -100
+    loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    assert recorder.losses[0] == pytest.approx(loss.item(), abs=1e-5)
+    for name, parameter in model.named_parameters():
+        clipped = recorder.gradients[0][f"model.{name}"]
+        clipped = clipped * min(1.0, 1.0 / _norm(recorder.gradients[0]))
+        torch.testing.assert_close(clipped, parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+def _norm(gradients):
+    return math.sqrt(sum(gradient.double().pow(2).sum().item() for gradient in gradients.values()))
+
+
+def test_dropout_depends_on_the_step_alone(cache):
+    """Catches dropout that is off in training, and one that draws from a state which sampling also moves."""
+    first, _, _ = fit(cache, dropout=0.3)
+    torch.rand(5)
+    second, _, _ = fit(cache, dropout=0.3)
+    without, _, _ = fit(cache)
+    assert first.losses == second.losses
+    assert abs(first.losses[0] - without.losses[0]) > 1e-3
+
+
+def test_bf16(cache):
+    """Catches a precision that is not applied, or that breaks the hand-written gradients."""
+    full, _, _ = fit(cache)
+    half, _, _ = fit(cache, precision="bf16-mixed")
+    assert half.losses != full.losses
+    np.testing.assert_allclose(half.losses, full.losses, rtol=0.01)
+
+
+def test_vectors_are_not_decayed(cache):
+    """Catches weight decay on biases and norms."""
+    _, module, _ = fit(cache, steps=1)
+    decayed, plain = module.optimizers().optimizer.param_groups
+    assert decayed["weight_decay"] == 0.01 and all(p.dim() > 1 for p in decayed["params"])
+    assert plain["weight_decay"] == 0 and all(p.dim() == 1 for p in plain["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(module.parameters()))
+
+
+def test_schedules():
+    """Catches an off-by-one in the warm-up and a schedule that does not end at zero; worked by hand."""
+    assert [rate(step, 10, 4, "linear") for step in (0, 3, 4, 7, 10)] == pytest.approx([0.25, 1, 1, 0.5, 0])
+    assert [rate(step, 8, 0, "cosine") for step in (0, 2, 4, 8)] == pytest.approx([1, 0.8535534, 0.5, 0])
+    assert rate(99, 100, 0, "constant") == 1
