@@ -15,7 +15,9 @@ import json
 import re
 import string
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 LANGUAGES = ("en", "pt")
@@ -38,48 +40,48 @@ HARMFUL_ADVICE, HARMFUL_SWAPS, HARMFUL_PLAIN = 320, 100, 80
 # Helpers ------------------------------------------------------------------------------------------
 
 
-def number(*parts):
+def number(*parts: object) -> int:
     """A fixed pseudo-random number for these parts."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")
 
 
-def shuffled(items, *salt):
+def shuffled(items: Iterable[Any], *salt: object) -> list[Any]:
     """The items in a fixed pseudo-random order."""
     return sorted(items, key=lambda item: number(*salt, item))
 
 
-def sentence(text):
+def sentence(text: str) -> str:
     """The text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
 
 
-def bare_words(text):
+def bare_words(text: str) -> list[str]:
     """The sorted lower-case words of a text, without punctuation."""
     return sorted(re.findall(r"\w+", text.lower()))
 
 
-def fields(line):
+def fields(line: str) -> list[str]:
     """The fields of a line, which are separated by `` | ``."""
     return [field.strip() for field in line.split(" | ")]
 
 
-def split(rows, *salt):
+def split(rows: Iterable[Any], *salt: object) -> tuple[list[Any], list[Any]]:
     """Rows as (training, validation), one fifth of them for validation."""
     rows = shuffled(rows, "split", *salt)
     size = len(rows) // VALIDATION_SHARE
     return rows[size:], rows[:size]
 
 
-def read_lines(path):
+def read_lines(path: Path) -> list[str]:
     """The lines of a source file without comments, blank lines kept as ''."""
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if not line.startswith("#")]
 
 
-def read_sections(path):
+def read_sections(path: Path) -> dict[str, list[str]]:
     """``{section: [line, ...]}`` of a file with ``[section]`` headings."""
-    sections = {}
+    sections: dict[str, list[str]] = {}
     for line in filter(None, read_lines(path)):
         if re.fullmatch(r"\[\w+\]", line):
             current = sections.setdefault(line[1:-1], [])
@@ -88,14 +90,14 @@ def read_sections(path):
     return sections
 
 
-def fillings(template, sections):
+def fillings(template: str, sections: dict[str, list[str]]) -> Iterator[str]:
     """All ways to fill the ``{slot}`` places of a template with the lines of the sections."""
     slots = sorted({slot for _, slot, _, _ in string.Formatter().parse(template) if slot})
     for values in itertools.product(*(sections[slot] for slot in slots)):
         yield template.format(**dict(zip(slots, values)))
 
 
-def take(pools, count):
+def take(pools: Iterable[Iterable[Any]], count: int) -> list[Any]:
     """The first `count` items, one from each pool in turn while it lasts."""
     rounds = itertools.zip_longest(*pools)
     items = [item for items in rounds for item in items if item is not None]
@@ -107,10 +109,11 @@ def take(pools, count):
 # Instruction data ---------------------------------------------------------------------------------
 
 
-def instruction(path):
+def instruction(path: Path) -> tuple[list[Any], list[Any]]:
     """(training, validation) rows of the questions and answers in one source file."""
     blocks = re.split(r"\n{2,}", "\n".join(read_lines(path)).strip())
-    train, validation = [], []
+    train: list[Any] = []
+    validation: list[Any] = []
     for block in blocks:
         lines = [(line[0], line[1:].strip()) for line in block.splitlines()]
         rows = [(mark, fields(text)) for mark, text in lines if mark in ":*"] or [("*", [])]
@@ -128,7 +131,7 @@ def instruction(path):
 # Preference data ----------------------------------------------------------------------------------
 
 
-def reorder(text):
+def reorder(text: str) -> str:
     """The words of a sentence in a wrong order; every third time only neighbours are swapped."""
     words = re.findall(r"[\w'-]+", text.lower())
     if number("way", text) % 3 == 0:
@@ -143,14 +146,14 @@ def reorder(text):
     return sentence(" ".join(words[:middle]) + comma + " " + " ".join(words[middle:]) + ".")
 
 
-def repeat(text):
+def repeat(text: str) -> str:
     """The sentence with three of its words said twice in a row."""
     words = text.split()
     at = number("repeat", text) % (len(words) - 4)
     return " ".join(words[: at + 3] + words[at:])
 
 
-def preference(parts):
+def preference(parts: dict[str, list[str]]) -> Any:
     """(training, validation) rows (prompt, chosen, rejected) of one language."""
     tasks = [fields(line) for line in parts["tasks"]]
     asks, answers = {}, {}
@@ -158,7 +161,7 @@ def preference(parts):
         asks[task] = [ask.format(task=task) for ask in shuffled(parts["ask"], task)]
         made = [a.format(task=task, tip=tip) for a in parts["answer"] for tip in tips]
         answers[task] = shuffled(map(sentence, made), task)
-    kinds = {kind: [] for kind in [*PAIRS_PER_TASK, "request", "compare"]}
+    kinds: dict[str, list[Any]] = {kind: [] for kind in [*PAIRS_PER_TASK, "request", "compare"]}
     for index, (task, *_) in enumerate(tasks):
         attitudes = iter(shuffled(parts["attitude"], task))
         insults = iter(shuffled(parts["rude"], task))
@@ -200,7 +203,7 @@ def preference(parts):
 # Labelled texts and pairs of replies --------------------------------------------------------------
 
 
-def swaps(parts):
+def swaps(parts: dict[str, list[str]]) -> Any:
     """For each template, its (harmless, toxic) pairs of the same words."""
     for template in parts["swap"]:
         pairs = [tuple(fields(text))[::-1] for text in fillings(template, parts)]
@@ -209,20 +212,20 @@ def swaps(parts):
         yield shuffled(pairs)
 
 
-def plain(parts, section):
+def plain(parts: dict[str, list[str]], section: str) -> Any:
     """For each template of a section, its filled sentences."""
     for template in parts[section]:
         yield shuffled(fillings(template, parts))
 
 
-def open_with(opener, text):
+def open_with(opener: str, text: str) -> str:
     """The text behind an opener such as "Listen,"."""
     if not re.match(r"I\b", text):
         text = text[:1].lower() + text[1:]
     return f"{opener} {text}"
 
 
-def opened(pair, parts):
+def opened(pair: Any, parts: dict[str, list[str]]) -> Any:
     """The pair, half of the time with the same opener before both texts."""
     if number("opener", *pair) % 2:
         return tuple(map(sentence, pair))
@@ -230,7 +233,7 @@ def opened(pair, parts):
     return tuple(open_with(opener, text) for text in pair)
 
 
-def labelled_and_harmful(parts):
+def labelled_and_harmful(parts: dict[str, list[str]]) -> Any:
     """Both data sets of one language, as ((train, validation), (train, validation)).
 
     Each filled template goes to only one of the two data sets, and to only one of its halves.
@@ -276,7 +279,7 @@ def labelled_and_harmful(parts):
 # Output -------------------------------------------------------------------------------------------
 
 
-def build(source=HERE / "source"):
+def build(source: Path = HERE / "source") -> dict[str, Any]:
     """``{folder: (columns, training rows, validation rows)}`` of the whole sample data."""
     data = {}
     for language in LANGUAGES:
@@ -291,7 +294,7 @@ def build(source=HERE / "source"):
     return data
 
 
-def write(target):
+def write(target: Path) -> None:
     """Write ``FOLDER/train.jsonl`` and ``FOLDER/validation.jsonl`` below the target folder."""
     for folder, (columns, *halves) in build().items():
         (target / folder).mkdir(parents=True, exist_ok=True)
