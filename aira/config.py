@@ -14,9 +14,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString, ValueType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from aira.errors import AiraError, nearest
@@ -32,6 +32,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "export": ("last", "best"),
 }
 AT_LEAST: dict[str, float] = {
+    "callbacks.checkpoint.every_n_train_steps": 1,
+    "callbacks.samples.every_n_steps": 1,
     "data.batch_size": 1,
     "data.max_examples": 1,
     "data.max_length": 2,
@@ -41,12 +43,23 @@ AT_LEAST: dict[str, float] = {
     "data.exact_match": 0,
     "model.dropout": 0,
     "model.lora.r": 0,
+    "optimizer.eps": 0,
     "optimizer.lr": 0,
     "optimizer.max_grad_norm": 0,
     "optimizer.weight_decay": 0,
     "schedule.warmup": 0,
+    "seed": 0,
+    "trainer.limit_val_batches": 0,
+    "trainer.log_every_n_steps": 1,
     "trainer.max_epochs": 1,
+    "trainer.num_nodes": 1,
+    "trainer.val_check_interval": 0,
 }
+OPEN = ("hydra.", "model.config.", "model.checkpoints.")
+"""Where a key that is not in conf/ may be added with `+`."""
+
+PARTS = ("callbacks", "logger")
+"""Groups whose parts a run can do without: `~callbacks.emissions`, `logger=[csv,wandb]`."""
 
 
 def plain(cfg: Any) -> Any:
@@ -79,11 +92,8 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
         AiraError: a group, option, key or value is wrong; the message names the nearest valid one.
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            parsed = OverridesParser.create().parse_overrides(overrides)
-        except HydraException as error:
-            raise AiraError(f"This is not of the form key=value: {error}") from error
-        is_group = [override.key_or_group in groups() for override in parsed]
+        parsed = [_parsed(override) for override in overrides]
+        is_group = [override.key_or_group in groups() or "hydra/" in override.key_or_group for override in parsed]
         for override, group in zip(parsed, is_group, strict=True):
             if group:
                 _check_option(override)
@@ -101,34 +111,85 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     return cfg
 
 
+def _parsed(text: str) -> Override:
+    """One override of the command line."""
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise AiraError(
+            f"{text}: this is not of the form key=value. "
+            "A value with a space or any of = , ( ) [ ] { } needs quotes in quotes: \"key='value'\"."
+        ) from error
+
+
 def _check_option(override: Override) -> None:
     """The option of a group exists."""
-    option, group = override.value(), override.key_or_group
-    if isinstance(option, str) and option.removesuffix(".yaml") not in options(group):
-        raise AiraError(f"{group}={option}: there is no such {group}. {nearest(option, options(group))}")
+    group, text = override.key_or_group, override.input_line
+    if group.startswith("hydra/"):  # such as hydra/sweeper=optuna: Hydra knows its own
+        return
+    if override.is_delete() or override.is_add():
+        raise AiraError(f"{text}: a run has one {group}. Choose it without + or ~, as {group}=<name>.")
+    _check_single(override)
+    value = override.value()
+    if value is None or (isinstance(value, list) and group not in PARTS):
+        raise AiraError(f"{text}: name one option. {nearest('', options(group))}")
+    for option in value if isinstance(value, list) else [value]:
+        if str(option).removesuffix(".yaml") not in options(group):
+            raise AiraError(f"{group}={option}: there is no such {group}. {nearest(str(option), options(group))}")
+
+
+def _check_single(override: Override) -> None:
+    """It is one value, not those of a sweep, which are taken apart before they come here."""
+    if override.is_sweep_override():
+        raise AiraError(f"{override.input_line}: several values need --multirun; in one value, quote the comma.")
 
 
 def _check_key(override: Override, defaults: DictConfig) -> None:
     """The key exists, and the value is of the default's type."""
-    key = override.key_or_group
+    key, text = override.key_or_group, str(override.input_line)
     known = dict(flat(OmegaConf.to_container(defaults, resolve=False)))
-    if override.is_add() or override.is_force_add():
-        return
     if key not in known:
-        names = [name for name in known if not name.startswith("hydra")] + groups()
-        raise AiraError(f"{override.input_line}: there is no key or group '{key}'. {nearest(key, names)}")
-    default = OmegaConf.select(defaults, key, throw_on_missing=False)
-    value = override.value() if not override.is_sweep_override() else None
-    if default is None or value is None or (isinstance(value, str) and "${" in value):
+        if override.is_add() or override.is_force_add():
+            if key.startswith(OPEN):
+                return
+            text += " adds a key that nothing reads"
+        names = [name for name in known if not name.startswith(UNNAMED)] + groups()
+        raise AiraError(f"{text}: there is no key or group '{key}'. {nearest(key, names)}")
+    if key.startswith("hydra."):
         return
-    fits = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
-    if isinstance(default, (int, float)) and not isinstance(default, bool) and key != "trainer.devices":
+    if override.is_delete():
+        if key.count(".") == 1 and key.startswith(PARTS):
+            return
+        raise AiraError(f"{text}: something reads {key}, so it cannot be left out. Set it: {key}=<value>.")
+    _check_single(override)
+    wrong = _type_expected(key, override.value(), OmegaConf.select(defaults, key, throw_on_missing=False))
+    if wrong:
+        raise AiraError(f"{text}: {key} is {wrong}.")
+
+
+UNNAMED = ("hydra", "method.lr", "model.lr")
+"""Keys that are not proposed for a misspelt one."""
+
+
+def _type_expected(key: str, value: Any, default: Any) -> str | None:
+    """What a value should be, by the default, where it is something else."""
+    if default is None or (isinstance(value, str) and "${" in value):
+        return None
+    if key == "trainer.devices":
+        number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        return None if number or value == "auto" or isinstance(value, list) else "a number from 1 on, or auto"
+    if isinstance(default, DictConfig):
+        parts = ", ".join(f"{key}.{part}" for part in map(str, default))
+        return None if isinstance(value, dict) else f"one of several: {parts}" if parts else "a mapping: {name: value}"
+    if isinstance(default, ListConfig):
+        return None if isinstance(value, list) else f"a list, such as [{','.join(map(str, default))}]"
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, (int, float)):
         whole = isinstance(default, int) and key != "trainer.val_check_interval"
         fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not fits:
-            raise AiraError(f"{override.input_line}: {key} is {'a whole' if whole else 'a'} number, such as {default}.")
-    if isinstance(default, bool) and not fits:
-        raise AiraError(f"{override.input_line}: {key} is true or false.")
+        return None if fits else f"{'a whole' if whole else 'a'} number, such as {default}"
+    return None if isinstance(value, (str, QuotedString)) else f"text, such as {default} (a number needs quotes)"
 
 
 def _source_missing(error: Exception, cfg: DictConfig | None) -> str:
@@ -152,10 +213,13 @@ def _check_values(values: dict[str, Any]) -> None:
     known = dict(flat(values))
     for key, choices in CHOICES.items():
         if key in known and known[key] not in choices:
-            raise AiraError(f"{key}={known[key]}: valid are {', '.join(choices)}. {nearest(str(known[key]), choices)}")
+            raise AiraError(f"{key}={known[key]}: valid are {', '.join(choices)}.")
     for key, least in AT_LEAST.items():
-        if known.get(key) is not None and known[key] < least:
-            raise AiraError(f"{key}={known[key]}: it must be at least {least}.")
+        value = known.get(key)
+        if value is not None and (not isinstance(value, (int, float)) or value < least):
+            raise AiraError(f"{key}={value}: it must be a number of at least {least}.")
+    if not isinstance(known.get("data.columns", {}) or {}, dict):
+        raise AiraError(f"data.columns={known['data.columns']}: it is a mapping, such as '{{prompt: question}}'.")
     if not 0 < known.get("data.validation_fraction", 0.5) < 1:
         raise AiraError(f"data.validation_fraction={known['data.validation_fraction']}: it must lie between 0 and 1.")
     if not known.get("model.dropout", 0) < 1:
@@ -231,8 +295,10 @@ def check(config_name: str) -> None:
         if arguments.multirun:
             from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-            parsed = OverridesParser.create().parse_overrides(arguments.overrides)
-            trials = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+            parsed = [_parsed(override) for override in arguments.overrides]
+            unlisted = (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP)  # the sweeper knows their values
+            listed = [override for override in parsed if override.value_type not in unlisted]
+            trials = BasicSweeper.split_arguments(listed, max_batch_size=None)[0]
         else:
             trials = [arguments.overrides]
         for overrides in trials:

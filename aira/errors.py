@@ -12,10 +12,11 @@ class AiraError(Exception):
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """A sentence that names the valid option nearest to `name`, or all of them where none is near."""
+    """Sentences that name the valid option nearest to `name`, or all of them where they are few or none is near."""
     options = sorted(options)
     same_key = [option for option in options if option.split(".")[-1] == name]  # `lr` for `optimizer.lr`
-    close = same_key or get_close_matches(name, options, n=1, cutoff=0.5)
-    if close:
-        return f"Did you mean '{close[0]}'?"
-    return f"Valid: {', '.join(options)}." if len(options) <= 40 else "`--cfg job` prints what is valid."
+    close = same_key or get_close_matches(name.lower(), options, n=1, cutoff=0.5)
+    said = [f"Did you mean {' or '.join(map(repr, close))}?"] if close else []
+    if len(options) <= (6 if close else 40):
+        said.append(f"Valid: {', '.join(options)}." if options else "There is none yet.")
+    return " ".join(said) or "`--cfg job` prints what is valid."

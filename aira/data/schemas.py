@@ -1,6 +1,6 @@
 """What a row must hold for each kind of data, and how a user's columns are brought into that form."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aira.errors import AiraError
@@ -19,19 +19,21 @@ def pick(row: Row, column: str | list[str]) -> Any:
     """Read a column, by its name, by a dotted path into it (`answers.0.text`), or several joined by blank lines.
 
     Raises:
-        KeyError: there is no such column.
+        BadRow: the path leads nowhere in this row, or a part to join is no text.
     """
     if isinstance(column, list):
-        parts = [pick(row, name) for name in column]
-        return "\n\n".join(part for part in parts if part)
+        parts = {name: pick(row, name) for name in column}
+        return "\n\n".join(text(parts, name) for name, part in parts.items() if part not in (None, ""))
     value: Any = row
     for name in [column] if column in row else column.split("."):
-        if isinstance(value, list):
-            if int(name) >= len(value):
-                raise BadRow(f"empty {column}")
+        if value is None or (isinstance(value, list) and name.isdecimal() and int(name) >= len(value)):
+            raise BadRow(f"empty {column}")
+        if isinstance(value, list) and name.isdecimal():
             value = value[int(name)]
-        else:
+        elif isinstance(value, Mapping) and name in value:  # a row of the datasets library is no dict
             value = value[name]
+        else:
+            raise BadRow(f"there is no {column}")
     return value
 
 
@@ -49,23 +51,29 @@ def conversation(turns: Any) -> list[Message]:
     """Turns as role and content (or from and value), ending with the assistant's.
 
     Raises:
-        BadRow: an unknown role, an empty turn, or no answer by the assistant.
+        BadRow: an unknown role, an empty turn, no answer by the assistant, or no question before it.
     """
     if not isinstance(turns, list) or not turns:
         raise BadRow("empty conversations")
     messages = []
     for turn in turns:
+        if not isinstance(turn, dict):
+            raise BadRow("a turn is no mapping")
         role = turn.get("role") or turn.get("from")
         content = turn.get("content") or turn.get("value")
         if role not in ROLES:
             raise BadRow(f"unknown role {role!r} (known: {', '.join(ROLES)})")
-        if not content:
+        if not content or (isinstance(content, str) and not content.strip()):
             raise BadRow("an empty turn")
+        if not isinstance(content, str):
+            raise BadRow(f"a turn is no text but {type(content).__name__}")
         messages.append({"role": ROLES[role], "content": content})
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     if not messages:
         raise BadRow("no turn of the assistant")
+    if next(message["role"] for message in messages if message["role"] != "system") == "assistant":
+        raise BadRow("the assistant speaks first")
     return messages
 
 

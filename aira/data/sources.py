@@ -76,13 +76,21 @@ def _local(path: str, files: list[Path], builder: str, cache_dir: str | None) ->
     for file in files:
         if not file.stat().st_size:
             raise AiraError(f"{file} is empty.")
+        if file.suffix != ".parquet":
+            try:
+                with file.open(encoding="utf-8") as stream:
+                    for _ in stream:
+                        pass
+            except UnicodeDecodeError as error:
+                raise AiraError(f"{file}: this is not UTF-8 ({error.reason}).") from error
     data_files = {"train": [str(file) for file in files]} if builder in BUILDERS.values() else None
     try:
         splits = load_dataset(builder, data_files=data_files, cache_dir=cache_dir)
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
         if getattr(error.__cause__ or error, "errno", None) == 28:
             raise AiraError(f"No space left for the cache of {path}. cache_dir=<folder> puts it elsewhere.") from error
-        raise AiraError(_bad_row(files) or f"{path} could not be read: {error.__cause__ or error}") from error
+        reason = "there is no row in it" if "corresponds to no data" in str(error) else error.__cause__ or error
+        raise AiraError(_bad_row(files) or f"{path} could not be read: {reason}.") from error
     return Source(path, splits, content_hash(files))
 
 
@@ -116,8 +124,6 @@ def _bad_row(files: Iterable[Path]) -> str | None:
                             return f"{file}, line {reader.line_num}: {len(row_cells)} cells, and {len(header)} columns."
         except json.JSONDecodeError as error:
             return f"{file}: this is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
-        except UnicodeDecodeError as error:
-            return f"{file}: this is not UTF-8 (byte {error.start})."
         except csv.Error as error:
             return f"{file}: this is not CSV: {error}."
     return None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, Sequence, Value
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from aira import __version__
@@ -31,8 +32,14 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple
     """A conversation as text, and the character ranges of the assistant's turns, each with the end token.
 
     A range begins where a generation would: after the generation prompt.
+
+    Raises:
+        BadRow: the template refuses the conversation, or writes it in a way that has no such ranges.
     """
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    try:
+        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError as error:
+        raise BadRow(f"the chat template refuses it: {error}") from error
     ranges = []
     for i, message in enumerate(messages):
         if message["role"] == "assistant":

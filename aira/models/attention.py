@@ -42,19 +42,22 @@ def trees_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    # split, and not slices: the gradient of each slice would be as long as the row
+    lengths = [tree.end - tree.start for tree in trees]
+    queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
     grouped = key.shape[1] != query.shape[1]
     parts = [
         scaled_dot_product_attention(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            attn_mask=mask,
+            q,
+            k,
+            v,
+            attn_mask=tree.mask,
             dropout_p=dropout,
-            is_causal=mask is None,
+            is_causal=tree.mask is None,
             scale=scaling,
             enable_gqa=grouped,
         )
-        for start, end, mask in trees
+        for q, k, v, tree in zip(queries, keys, values, trees, strict=True)
     ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 

@@ -1,0 +1,364 @@
+"""Reading data: the published sets, a user's files, and what is said when they cannot be read."""
+
+import csv
+import importlib.util
+import json
+import os
+import shutil
+
+import pytest
+from datasets import load_dataset
+
+from aira.config import compose_config, plain
+from aira.data.schemas import BadRow, conversation, mapped_columns, pick
+from aira.data.sources import read
+from aira.errors import AiraError
+from tests.data.conftest import HUB, conversations
+
+ROWS = [{"prompt": f"Pergunta {i}: é você?", "completion": f"Sou eu, nº {i}."} for i in range(6)]
+
+
+def fails(path, **arguments):
+    with pytest.raises(AiraError) as caught:
+        read(str(path), **arguments)
+    return str(caught.value)
+
+
+# The published sets
+
+COLUMNS = {
+    "instruct-aira-dataset": {"prompt", "completion"},
+    "instruct-aira-dataset-v2": {"conversation_id", "conversations"},
+    "instruct-aira-dataset-v3": {"conversation_id", "conversations"},
+    "reward-aira-dataset": {"instruction", "chosen_response", "rejected_response"},
+    "harmless-aira-dataset": {"instruction", "chosen_response", "rejected_response"},
+    "harmful-text": {"harmless", "harmful"},
+}
+EXPECTED = {"english": ("What is the capital of France?", 6), "portuguese": ("Qual é a capital da França?", 7)}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_hub_folder(name, cache):
+    """Catches a folder in the hub's layout whose splits or columns are not those of its card."""
+    source = read(str(HUB / name), cache_dir=str(cache))
+    assert set(source.splits) == {"english", "portuguese"} | ({"spanish"} if name == "instruct-aira-dataset" else set())
+    for split, (_, count) in EXPECTED.items():
+        assert set(source.split(split).column_names) == COLUMNS[name] and len(source.split(split)) == count
+
+
+@pytest.mark.parametrize("language, split", [("en", "english"), ("pt", "portuguese")])
+@pytest.mark.parametrize("data", ["aira", "aira-v2", "aira-v3"])
+def test_hub_folder_trains(module, data, language, split):
+    """Catches data=aira… that names a split or column which the published set does not have."""
+    name = "instruct-aira-dataset" + data.removeprefix("aira")
+    overrides = [f"data={data}", f"language={language}", f"data.path='{HUB / name}'"]
+    values = plain(compose_config("train", overrides))["data"]
+    settings = {key: values[key] for key in ("split", "validation_split", "validation_fraction", "columns")}
+    made = module(values["path"], **settings)
+    question, count = EXPECTED[split]
+    found = sorted(conversations(made), key=lambda messages: messages[0]["content"] != question)
+    assert len(made.train) + len(made.validation) == len(found) == count and not made.said
+    assert found[0][0] == {"role": "user", "content": question}
+    assert found[0][1]["role"] == "assistant" and "Paris" in found[0][1]["content"]
+    assert {len(messages) for messages in found} == ({2} if data == "aira" else {2, 4})
+
+
+def test_fixtures_equal_their_source(tmp_path):
+    """Catches a fixture edited by hand, or a source edited without writing the fixtures anew."""
+    spec = importlib.util.spec_from_file_location("make_hub", HUB.parent / "make_hub.py")
+    make_hub = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_hub)
+    make_hub.write(tmp_path / "hub")
+    names = sorted(file.relative_to(HUB) for file in HUB.rglob("*") if file.is_file())
+    assert names == sorted(file.relative_to(tmp_path / "hub") for file in (tmp_path / "hub").rglob("*.*"))
+    for name in names:
+        if name.suffix == ".parquet":
+            written, kept = (
+                load_dataset("parquet", data_files=str(root / name), split="train", cache_dir=str(tmp_path / "cache"))
+                for root in (tmp_path / "hub", HUB)
+            )
+            assert written.features == kept.features and written.to_list() == kept.to_list()
+        else:
+            assert (tmp_path / "hub" / name).read_bytes() == (HUB / name).read_bytes()
+
+
+# A user's files
+
+
+def to_csv(rows):
+    lines = [",".join(rows[0]), *(",".join(f'"{value}"' for value in row.values()) for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+FORMATS = {
+    "rows.jsonl": ROWS,
+    "lines.json": ROWS,
+    "list.json": json.dumps(ROWS, ensure_ascii=False, indent=1),
+    "rows.csv": to_csv(ROWS),
+}
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "rows.parquet"])
+def test_formats(write, cache, tmp_path, name):
+    """Catches a file format that loses rows, columns or accents."""
+    if name == "rows.parquet":
+        path = str(tmp_path / name)
+        load_dataset("json", data_files=write("a.jsonl", ROWS), split="train", cache_dir=str(cache)).to_parquet(path)
+    else:
+        path = write(name, FORMATS[name])
+    source = read(path, cache_dir=str(cache))
+    assert list(source.splits) == ["train"] and source.split("train").to_list() == ROWS
+
+
+def test_folder_with_a_file_a_split(write, module):
+    """Catches a validation file that is trained on, or a training file that part is held out of."""
+    write("train.jsonl", ROWS[:4])
+    made = module(os.path.dirname(write("validation.jsonl", ROWS[4:])))
+    assert [row[0]["content"] for row in made.conversations(made.train, 9)] == [row["prompt"] for row in ROWS[:4]]
+    assert [row[0]["content"] for row in made.conversations(made.validation, 9)] == [row["prompt"] for row in ROWS[4:]]
+
+
+def test_key_follows_the_content(write, cache):
+    """Catches tokenized rows of an edited file taken from the cache of the file before."""
+    before = read(write("a.jsonl", ROWS), cache_dir=str(cache))
+    same = read(write("b.jsonl", ROWS), cache_dir=str(cache))
+    after = read(write("a.jsonl", [*ROWS[:-1], ROWS[0]]), cache_dir=str(cache))
+    assert before.key == same.key != after.key
+    assert after.split("train")[-1] == ROWS[0]
+
+
+def test_read_only_folder(tmp_path, module):
+    """Catches a file written beside the user's data."""
+    folder = shutil.copytree(HUB / "instruct-aira-dataset", tmp_path / "locked")
+    before = sorted(folder.rglob("*"))
+    for part in [folder, *before]:
+        part.chmod(0o555 if part.is_dir() else 0o444)
+    try:
+        made = module(folder, split="english")
+        assert len(made.train) + len(made.validation) == 6
+        assert sorted(folder.rglob("*")) == before
+    finally:
+        for part in [folder, *before]:
+            part.chmod(0o755)
+
+
+BROKEN = [
+    ("a.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n', ["a.jsonl, row 2", "not JSON"]),
+    ("a.json", '[{"prompt": "a"},\n {"prompt" "b"}]', ["a.json", "not JSON", "line 2"]),
+    ("a.jsonl", '{"prompt": "a"}\n["a", "b"]\n', ["a.jsonl, row 2", "a row is an object"]),
+    ("a.jsonl", '"a"\n', ["a.jsonl, row 1", "a row is an object"]),
+    ("a.json", '["a", "b"]', ["a.json", "instruction data needs"]),
+    ("a.csv", "prompt,completion\na,b\nc\nd,e,f\n", ["a.csv, line 3", "1 cells, and 2 columns"]),
+    ("a.csv", "prompt,completion\na,b\nd,e,f\n", ["a.csv, line 3", "3 cells, and 2 columns"]),
+    ("a.csv", "prompt,completion\nolá,mañana\n".encode("latin-1"), ["a.csv", "not UTF-8"]),
+    ("a.jsonl", '{"prompt": "olá", "completion": "b"}\n'.encode("latin-1"), ["a.jsonl", "not UTF-8"]),
+    ("a.jsonl", b"", ["a.jsonl is empty"]),
+    ("a.jsonl", "\n\n", ["a.jsonl", "no row in it"]),
+    ("a.csv", "prompt,completion\n", ["a.csv", "no row in it"]),
+    ("a.parquet", b"no parquet", ["a.parquet", "could not be read"]),
+    ("a.txt", "text", ["a.txt", ".txt is not read", ".jsonl, .csv, .parquet"]),
+]
+
+
+@pytest.mark.parametrize("name, content, fragments", BROKEN, ids=[f"{i}-{row[0]}" for i, row in enumerate(BROKEN)])
+def test_broken_files(write, module, name, content, fragments):
+    """Catches a broken file that is read without a word, or a message that does not say where it is broken."""
+    path = write(name, content)
+    with pytest.raises(AiraError) as caught:
+        module(path)
+    assert all(fragment in str(caught.value) for fragment in fragments), str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize("path", ["missing.jsonl", "./missing", "/missing/folder", "a/b/c", "pkg://aira.data/missing"])
+def test_no_such_file(path):
+    """Catches a misspelt path that is looked for on the hub."""
+    assert "there is no such file or folder" in fails(path)
+
+
+def test_folder_without_data(tmp_path):
+    """Catches an error of the datasets library where a folder holds no data."""
+    (tmp_path / "notes.txt").write_text("nothing")
+    assert "the folder holds no .json" in fails(tmp_path)
+
+
+def test_package_is_not_installed():
+    """Catches a message that does not say what to install."""
+    assert "pip install --no-deps no-such-package" in fails("pkg://no_such_package/folder")
+
+
+def test_hub_out_of_reach():
+    """Catches a message that leaves somebody without a network alone."""
+    message = fails("nobody/no-such-data-set")
+    assert "nobody/no-such-data-set" in message and "data.path=" in message and "data=sample" in message
+    assert "Traceback" not in message
+
+
+def test_missing_split(module):
+    """Catches a message that does not list the splits there are."""
+    with pytest.raises(AiraError, match=r"no split 'train'.*portuguese, english, spanish.*data\.split="):
+        module(HUB / "instruct-aira-dataset")
+
+
+# Columns
+
+
+def test_wrong_columns(write, module):
+    """Catches a message that does not say which columns there are and which are needed."""
+    path = write("a.jsonl", [{"question": "a", "answer": "b"}] * 3)
+    with pytest.raises(AiraError) as caught:
+        module(path)
+    assert "question, answer" in str(caught.value)
+    assert "{prompt, completion} or {conversations}" in str(caught.value) and "data.columns=" in str(caught.value)
+    with pytest.raises(AiraError, match="has the columns question, answer"):
+        module(path, columns={"prompt": "question", "completion": "answr"})
+
+
+def test_mapping_prefers_what_is_there():
+    """Catches a mapping that ignores the user's names, or a dotted path taken for a missing column."""
+    found = mapped_columns("instruction", ["q", "answers"], {"prompt": "q", "completion": "answers.0.text"}, "x")
+    assert found == {"prompt": "q", "completion": "answers.0.text"}
+    assert mapped_columns("instruction", ["id", "conversations"], None, "x") == {"conversations": "conversations"}
+
+
+def test_pick():
+    """Catches wrong joining, a dotted column name taken for a path, and an empty list that raises IndexError."""
+    row = {"a": "x", "b": "", "c": "z", "d.e": "dotted", "answers": [{"text": "first"}, {"text": "second"}], "none": []}
+    assert pick(row, ["a", "b", "c"]) == "x\n\nz"
+    assert pick(row, "d.e") == "dotted"
+    assert pick(row, "answers.1.text") == "second"
+    with pytest.raises(BadRow, match=r"empty none\.0\.text"):
+        pick(row, "none.0.text")
+    with pytest.raises(BadRow, match="number is no text"):
+        pick({**row, "number": 5}, ["a", "number"])
+
+
+@pytest.mark.parametrize("path", ["answers.x", "answers.0.word", "plain.0", "absent"])
+def test_pick_of_a_wrong_path(write, module, path):
+    """Catches a wrong path into a column that ends in a traceback."""
+    rows = [{"prompt": "a", "answers": [{"text": "b"}], "plain": "c"}] * 3
+    with pytest.raises(AiraError, match=rf"there is no {path}|has the columns"):
+        module(write("a.jsonl", rows), columns={"completion": path})
+
+
+@pytest.mark.parametrize("names", [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")])
+def test_conversations_of_both_dialects(write, module, names):
+    """Catches turns in the from/value form that are not read, and a last turn without an answer that is kept."""
+    role, content, user, assistant = names
+    turns = [(user, "Olá?"), (assistant, "Olá!"), (user, "E agora?"), (assistant, "Nada."), (user, "Ainda?")]
+    rows = [{"conversations": [{role: who, content: text} for who, text in turns]}] * 3
+    expected = [("user", "Olá?"), ("assistant", "Olá!"), ("user", "E agora?"), ("assistant", "Nada.")]
+    for found in conversations(module(write("a.jsonl", rows))):
+        assert [(message["role"], message["content"]) for message in found] == expected
+
+
+@pytest.mark.parametrize(
+    "turns, reason",
+    [
+        (None, "empty conversations"),
+        ([], "empty conversations"),
+        ("text", "empty conversations"),
+        ([{"role": "tool", "content": "a"}], "unknown role 'tool'"),
+        ([{"role": "user", "content": "a"}], "no turn of the assistant"),
+        ([{"role": "user", "content": ""}, {"role": "assistant", "content": "b"}], "an empty turn"),
+        ([{"role": "user", "content": "  "}, {"role": "assistant", "content": "b"}], "an empty turn"),
+        ([{"role": "user", "content": 5}, {"role": "assistant", "content": "b"}], "no text"),
+        (["a", "b"], "a turn is no mapping"),
+        ([{"role": "assistant", "content": "a"}], "the assistant speaks first"),
+        ([{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}], "the assistant speaks first"),
+    ],
+)
+def test_unusable_conversations(turns, reason):
+    """Catches a conversation that is trained on though something of it is missing."""
+    with pytest.raises(BadRow, match=reason):
+        conversation(turns)
+
+
+def test_unusable_rows_are_dropped_and_counted(write, module):
+    """Catches empty or odd rows that are trained on, or dropped without telling which."""
+    rows = [*ROWS[:2], {"prompt": "a", "completion": " "}, ROWS[2], {"prompt": None, "completion": "b"}, ROWS[3]]
+    made = module(write("a.jsonl", [*rows, {"prompt": "c", "completion": ""}]))
+    assert len(conversations(made)) == 4
+    assert "dropped 2 of 7 rows: empty completion (first: row 3)." in made.said[0]
+    assert "dropped 1 of 7 rows: empty prompt (first: row 5)." in made.said[1]
+
+
+def test_unknown_roles_are_dropped_and_counted(write, module):
+    """Catches a tool's turn that is trained on as if the user had said it."""
+    good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [{"conversations": turns} for turns in (good, [{"role": "tool", "content": "c"}, *good], good)]
+    made = module(write("a.jsonl", rows))
+    assert len(conversations(made)) == 2
+    assert "dropped 1 of 3 rows: unknown role 'tool' (first: row 2)." in made.said[0]
+
+
+def test_no_usable_row(write, module):
+    """Catches a run on nothing."""
+    path = write("a.jsonl", [{"prompt": "a", "completion": ""}] * 3)
+    with pytest.raises(AiraError, match=r"No row of .* can be used\. .*empty completion"):
+        module(path)
+
+
+def test_one_usable_row(write, module):
+    """Catches a training split that is empty since its only row is held out."""
+    with pytest.raises(AiraError, match="one usable row"):
+        module(write("a.jsonl", ROWS[:1]))
+
+
+def test_max_examples_of_the_training_split(write, module):
+    """Catches a limit that cuts the validation split as well, or not the training split."""
+    write("train.jsonl", ROWS[:4])
+    made = module(os.path.dirname(write("validation.jsonl", ROWS[3:])), max_examples=2)
+    assert (len(made.train), len(made.validation)) == (2, 3)
+
+
+# Real data, by column mapping
+
+
+def real(data_folder, name):
+    if not (data_folder / name).exists():
+        pytest.skip(f"AIRA_DATA holds no {name}")
+    return data_folder / name
+
+
+def jsonl(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def test_alpaca(data_folder, module):
+    """Catches an input that is not joined to its instruction."""
+    file = real(data_folder, "alpaca_en_demo.jsonl")
+    made = module(file, columns={"prompt": ["instruction", "input"], "completion": "output"}, max_examples=50)
+    expected = [row["instruction"] + ("\n\n" + row["input"] if row["input"] else "") for row in jsonl(file)[:50]]
+    assert sorted(row[0]["content"] for row in conversations(made)) == sorted(expected)
+    assert any("\n\n" in prompt for prompt in expected)
+
+
+def test_faquad(data_folder, module):
+    """Catches a path into a list of answers that takes another answer, or a context that is lost."""
+    file = real(data_folder, "faquad.jsonl")
+    columns = {"prompt": ["context", "question"], "completion": "answers.0.text"}
+    made = module(file, columns=columns, max_examples=40, max_length=1024)
+    expected = {row["context"] + "\n\n" + row["question"]: row["answers"][0]["text"] for row in jsonl(file)[:40]}
+    found = {user["content"]: assistant["content"] for user, assistant in conversations(made)}
+    assert len(found) > 20 and found.items() <= expected.items()
+
+
+def test_pira(data_folder, module):
+    """Catches a CSV file with line breaks in its cells and an index without a name."""
+    file = real(data_folder, "pira_validation.csv")
+    columns = {"prompt": "question_pt_origin", "completion": "answer_pt_origin"}
+    made = module(file, columns=columns, max_examples=60)
+    with file.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))[:60]
+    expected = [(row["question_pt_origin"], row["answer_pt_origin"]) for row in rows]
+    assert sorted((user["content"], answer["content"]) for user, answer in conversations(made)) == sorted(expected)
+
+
+def test_dolly(data_folder, module):
+    """Catches one mapped and one plain column that are not found together."""
+    file = real(data_folder, "dolly_hhrlhf_train_small.jsonl")
+    made = module(file, columns={"completion": "response"}, max_examples=50, max_length=1024)
+    expected = [(row["prompt"], row["response"]) for row in jsonl(file)[:50]]
+    found = [(user["content"], answer["content"]) for user, answer in conversations(made)]
+    assert len(found) >= 45 and set(found) <= set(expected)

@@ -1,0 +1,409 @@
+"""From the command line to plain values: what composes, and how a wrong name or value is answered."""
+
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+import aira.config
+from aira.config import CONF, compose_config, find_last, flat, notices, options, plain
+from aira.errors import AiraError
+
+ROOT = CONF.parent
+YAMLS = sorted(CONF.rglob("*.yaml"))
+
+
+def values(*overrides):
+    return plain(compose_config("train", list(overrides)))
+
+
+def raw(file):
+    return OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+
+
+def fitting():
+    """Every model with every method that trains its kind of backbone."""
+    for model in options("model"):
+        for method in options("method"):
+            if aira.config._role(model) in raw(CONF / "method" / f"{method}.yaml")["role"]:
+                yield model, method
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+@pytest.mark.parametrize("model, method", list(fitting()))
+def test_every_model_composes(model, method, language):
+    """Catches a model, method or language file with a missing value or a reference that leads nowhere."""
+    found = values(f"model={model}", f"method={method}", f"language={language}")
+    assert found["model"]["name"] == model and found["method"]["name"] == method
+    assert found["language"]["code"] == language
+    assert isinstance(found["model"]["path"], str) and found["optimizer"]["lr"] > 0
+    assert all("${" not in str(value) for _, value in flat(found))
+
+
+@pytest.mark.parametrize("data", options("data"))
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_data_of_the_language(data, language):
+    """Catches a data file whose languages are swapped, or a split that is not passed on."""
+    found = values(f"data={data}", f"language={language}")["data"]
+    if data == "sample":
+        assert found["path"].endswith(f"-{language}") and found["split"] == "train"
+    elif data.startswith("aira"):
+        assert found["split"] == {"en": "english", "pt": "portuguese"}[language]
+        assert found["path"] == "nicholasKluge/instruct-aira-dataset" + data.removeprefix("aira")
+
+
+PATHS = [
+    ("gpt2-124m", "en", "openai-community/gpt2"),
+    ("gpt2-124m", "pt", "pierreguillou/gpt2-small-portuguese"),
+    ("gpt2-1b5", "pt", "openai-community/gpt2-xl"),
+    ("opt-1b3", "pt", "facebook/opt-1.3b"),
+    ("bert-base", "en", "google-bert/bert-base-cased"),
+    ("bert-base", "pt", "neuralmind/bert-base-portuguese-cased"),
+    ("roberta-base", "en", "FacebookAI/roberta-base"),
+    ("tinyllama-1b1", "en", "TinyLlama/TinyLlama-1.1B-intermediate-step-480k-1T"),
+    ("gpt2-tiny", "pt", "pkg://aira.models/tiny/causal"),
+    ("bert-tiny", "en", "pkg://aira.models/tiny/encoder"),
+]
+
+
+@pytest.mark.parametrize("model, language, path", PATHS)
+def test_checkpoint_of_the_language(model, language, path):
+    """Catches a language that does not choose its checkpoint; the files alone are read where no method fits."""
+    method = next((method for name, method in fitting() if name == model), None)
+    if method:
+        found = values(f"model={model}", f"method={method}", f"language={language}")["model"]["path"]
+    else:
+        chosen = [OmegaConf.load(CONF / "model" / name) for name in ("_base.yaml", f"{model}.yaml")]
+        cfg = OmegaConf.create({"model": OmegaConf.merge(*chosen), "language": {"code": language}})
+        found = cfg.model.path
+    assert found == path
+
+
+@pytest.mark.parametrize(
+    "overrides, noticed",
+    [
+        (["model=opt-1b3", "language=pt"], True),
+        (["model=opt-1b3"], False),
+        (["model=gpt2-124m", "language=pt"], False),
+        (["model=gpt2-tiny", "language=pt"], False),
+        (["model=opt-1b3", "language=pt", "model.path=somewhere/else"], False),
+    ],
+)
+def test_notice_of_an_english_checkpoint(overrides, noticed):
+    """Catches a Portuguese run that starts from an English checkpoint without a word, or a word too many."""
+    said = notices(values(*overrides))
+    assert len(said) == noticed
+    assert all("facebook/opt-1.3b" in line and "language=pt" in line for line in said)
+
+
+def test_settings_of_a_model_reach_the_run():
+    """Catches defaults of a model that are not taken, and a command line that does not win over them."""
+    tiny, published = values("model=gpt2-tiny"), values("model=opt-125m")
+    assert tiny["optimizer"]["lr"] == 2e-3 and tiny["trainer"]["max_epochs"] == 25
+    assert published["optimizer"]["lr"] == 2e-5 and published["trainer"]["max_epochs"] == 3
+    assert tiny["model"]["prompt_bos"] and not published["model"]["prompt_bos"]
+    assert values("model=gpt2-tiny", "optimizer.lr=1e-4")["optimizer"]["lr"] == 1e-4
+
+
+WRONG = [
+    # groups and options
+    ("modle=gpt2-tiny", "Did you mean 'model'?"),
+    ("MODEL=gpt2-tiny", "Did you mean 'model'?"),
+    ("model=opt-1b4", "there is no such model. Did you mean 'opt-1b3'?"),
+    ("model=gpt2-TINY", "Did you mean 'gpt2-tiny'?"),
+    ("model=_base", "there is no such model"),
+    ("model=null", "name one option. Valid: "),
+    ("model=[gpt2-tiny,opt-tiny]", "name one option"),
+    ("language=de", "Valid: en, pt."),
+    ("logger=[csv,wand]", "Did you mean 'wandb'?"),
+    ("+method=sft", "as method=<name>"),
+    ("~logger", "as logger=<name>"),
+    # keys
+    ("method.lss_on=all", "Did you mean 'method.loss_on'?"),
+    ("lr=1", "Did you mean 'optimizer.lr'?"),
+    ("batch_size=1", "Did you mean 'data.batch_size'?"),
+    ("model.config.n_layr=2", "Did you mean 'model.config.n_layer'?"),
+    ("=4", "there is no key"),
+    ("+new.key=1", "adds a key that nothing reads"),
+    ("++data.batchsize=1", "Did you mean 'data.batch_size'?"),
+    ("+lr=1", "Did you mean 'optimizer.lr'?"),
+    ("hydra.run.dri=x", "there is no key"),
+    ("~seed", "cannot be left out"),
+    ("~data.batch_size", "cannot be left out"),
+    ("~nothing", "there is no key"),
+    ("data.path=${nowhere}", "nowhere"),
+    # types
+    ("data.batch_size=big", "a whole number, such as 16"),
+    ("data.batch_size=1.5", "a whole number, such as 16"),
+    ("data.batch_size=", "a whole number"),
+    ("++seed=x", "a whole number, such as 42"),
+    ("seed=null", "a whole number, such as 42"),
+    ("model.lora.r=true", "a whole number"),
+    ("optimizer.lr=high", "a number, such as"),
+    ("debug=maybe", "true or false"),
+    ("model.compile=1", "true or false"),
+    ("data.path=1", "data.path is text"),
+    ("model.path=null", "model.path is text"),
+    ("optimizer.betas=0.9", "a list, such as [0.9,0.999]"),
+    ("model.lora=8", "model.lora.r, model.lora.alpha"),
+    ("data.sources=null", "data.sources"),
+    ("data.columns=5", "it is a mapping"),
+    ("trainer.devices=two", "a number from 1 on, or auto"),
+    ("trainer.devices=0", "a number from 1 on, or auto"),
+    # ranges
+    ("data.batch_size=0", "at least 1"),
+    ("data.max_examples=0", "at least 1"),
+    ("data.max_examples=all", "at least 1"),
+    ("data.validation_fraction=1", "between 0 and 1"),
+    ("data.num_workers=-1", "at least 0"),
+    ("model.dropout=1", "below 1"),
+    ("model.dropout=-0.1", "at least 0"),
+    ("optimizer.lr=-1", "at least 0"),
+    ("trainer.max_epochs=0", "at least 1"),
+    ("trainer.log_every_n_steps=0", "at least 1"),
+    ("callbacks.samples.every_n_steps=0", "at least 1"),
+    ("seed=-1", "at least 0"),
+    # choices
+    ("method.loss_on=prompt", "valid are completion, all."),
+    ("schedule.name=cosin", "valid are cosine, linear, constant."),
+    ("export=worst", "valid are last, best."),
+    ("model.template=chat", "valid are aira, native."),
+    ("model.attn_implementation=flash", "valid are trees, sdpa."),
+    ("trainer.precision=bf16", "bf16-mixed"),
+    # what does not go together
+    ("model=bert-tiny method=sft", "These fit: gpt2-124m"),
+    ("model.compile=true", "needs model.attn_implementation=sdpa"),
+    ("data=aira-v2 method.kind=preference", "data=aira-v2 has no preference data for language=en"),
+    # the form
+    ("seed", "not of the form key=value"),
+    ("data.path=[1", "not of the form key=value"),
+    ("data.path=/x=y", "needs quotes"),
+    ("seed=1,2", "--multirun"),
+    ("model=gpt2-tiny,opt-tiny", "--multirun"),
+]
+
+
+@pytest.mark.parametrize("line, fragment", WRONG)
+def test_wrong_overrides(line, fragment):
+    """Catches a wrong name or value that is let through, or whose answer does not say what is right."""
+    with pytest.raises(AiraError) as caught:
+        values(*line.split(" "))
+    message = str(caught.value)
+    assert fragment in message
+    assert "\n" not in message and "hydra.cc" not in message and len(message) < 500
+
+
+RIGHT = [
+    "model.compile=true model.attn_implementation=sdpa",
+    "data=aira-v2 method.kind=preference data.path=somewhere",
+    "data.columns={prompt:question,completion:answers.0.text}",
+    "data.path='5' trainer.devices=auto trainer.val_check_interval=10 trainer.val_check_interval=0.5",
+    "logger=[csv,wandb]",
+    "logger=none ~callbacks.emissions",
+    "+model.config.n_inner=8 +hydra.job.env_set.A=b hydra.run.dir=here",
+    "++seed=3 optimizer.lr=1 model.revision=main data.max_examples=5",
+    "model=opt-125m.yaml hydra/launcher=basic",
+    "output_dir=${model.name}",
+]
+
+
+@pytest.mark.parametrize("line", RIGHT)
+def test_right_overrides(line):
+    """Catches a check that refuses what is valid."""
+    assert values(*line.split(" "))["seed"] in (3, 42)
+
+
+def command(*arguments, cwd, importtime=False):
+    """Run train.py as a user does; with `importtime`, standard error lists every imported module."""
+    python = [sys.executable, *(["-X", "importtime"] if importtime else [])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*python, str(ROOT / "train.py"), *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def imported(stderr):
+    return {line.split("|")[-1].strip() for line in stderr.splitlines() if line.startswith("import time:")}
+
+
+@pytest.mark.parametrize(
+    "arguments, fragment",
+    [
+        (["model=opt-1b4"], "Did you mean 'opt-1b3'?"),
+        (["method.lss_on=all"], "Did you mean 'method.loss_on'?"),
+        (["seed"], "not of the form key=value"),
+        (["ckpt_path=nowhere.ckpt"], "there is no such file"),
+        (["ckpt_path=last"], "has this configuration and a checkpoint"),
+        (["-m", "model=gpt2-tiny,opt-1b4"], "Did you mean 'opt-1b3'?"),
+    ],
+)
+def test_wrong_commands(tmp_path, arguments, fragment):
+    """Catches a traceback, a wrong exit status, and a wait for torch before the answer."""
+    done = command(*arguments, cwd=tmp_path, importtime=True)
+    modules = imported(done.stderr)
+    said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("import time:")]
+    assert done.returncode == 2
+    assert len([line for line in said if line.startswith("Error: ")]) == 1 and fragment in "\n".join(said)
+    assert "Traceback" not in done.stderr
+    assert "omegaconf" in modules and "torch" not in modules
+    assert not any(tmp_path.iterdir())
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    """Catches debug=true without effect."""
+    done = command("model=opt-1b4", "debug=true", cwd=tmp_path)
+    assert done.returncode != 0 and "Traceback" in done.stderr
+
+
+def test_print_the_configuration(tmp_path):
+    """Catches `--cfg job` that prints something else, or imports torch to do so."""
+    done = command("--cfg", "job", "language=pt", cwd=tmp_path, importtime=True)
+    assert done.returncode == 0
+    assert OmegaConf.create(done.stdout).language.code == "pt"
+    assert "torch" not in imported(done.stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments", ["-m seed=1,2", "-m optimizer.lr=interval(0,1)", "-m model=glob(gpt2*)", "--help"]
+)
+def test_checks_let_sweeps_and_help_through(monkeypatch, arguments):
+    """Catches a check that refuses or fails on what only Hydra's sweepers understand."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments.split(" ")])
+    aira.config.check("train")
+    assert sys.argv == ["train.py", *arguments.split(" ")]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Make folders like those of real runs, one second apart."""
+    made = []
+
+    def make(*overrides, checkpoint=True):
+        run = tmp_path / "outputs" / "2025-01-01" / f"{len(made)}-run"
+        (run / ".hydra").mkdir(parents=True)
+        (run / "checkpoints").mkdir()
+        OmegaConf.save(compose_config("train", list(overrides)), run / ".hydra" / "config.yaml")
+        file = run / "checkpoints" / "last.ckpt"
+        if checkpoint:
+            file.touch()
+            os.utime(file, (1000 + len(made), 1000 + len(made)))
+        made.append(file)
+        return file
+
+    return make
+
+
+def test_find_last(tmp_path, runs):
+    """Catches going on from another configuration's run, or from an older one of its own."""
+    where = f"output_dir={tmp_path / 'outputs'}"
+    runs("seed=1"), runs("seed=2")
+    newest = runs("seed=1", "ckpt_path=earlier.ckpt", "cache_dir=elsewhere", "debug=true")
+    other = runs("seed=1", "optimizer.lr=1e-5")
+    runs("seed=1", checkpoint=False)
+    assert find_last(values("seed=1", where)) == newest
+    assert find_last(values("seed=1", "optimizer.lr=1e-5", where)) == other
+
+
+def test_find_last_finds_none(tmp_path, runs):
+    """Catches an error that does not tell which runs could be gone on with."""
+    where = f"output_dir={tmp_path / 'outputs'}"
+    with pytest.raises(AiraError, match=r"none$"):
+        find_last(values(where))
+    candidates = [runs("seed=1"), runs("seed=2")]
+    with pytest.raises(AiraError) as caught:
+        find_last(values("seed=3", where))
+    assert all(f"ckpt_path={file}" in str(caught.value) for file in candidates)
+
+
+def test_going_on_uses_the_folder_of_the_run(monkeypatch, tmp_path, runs):
+    """Catches a run that is gone on with in a new folder, or that loses a checkpoint with an odd name."""
+    last = runs("seed=7")
+    monkeypatch.setattr(sys, "argv", ["train.py", "seed=7", "ckpt_path=last", f"output_dir={tmp_path / 'outputs'}"])
+    aira.config.check("train")
+    assert sys.argv[-2:] == [f"ckpt_path='{last}'", f"hydra.run.dir='{last.parent.parent}'"]
+    assert values(sys.argv[-2])["ckpt_path"] == str(last)
+
+
+# The files in conf/
+
+
+@pytest.mark.parametrize("file", YAMLS, ids=lambda file: str(file.relative_to(CONF)))
+def test_yaml_says_what_it_is(file):
+    """Catches a configuration file without a word on what it is for."""
+    first = file.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ") and len(first) > 8
+
+
+SELF_EVIDENT = {"name", "_target_", "defaults", "hydra", "accelerator", "devices", "num_nodes", "strategy"} | {
+    "weight_decay",
+    "betas",
+    "eps",
+    "log_every_n_steps",
+    "enable_progress_bar",
+    "sources",  # explained in the file's first line
+}
+
+
+@pytest.mark.parametrize("file", ["train.yaml", "model/_base.yaml", "data/_base.yaml", "trainer/_base.yaml"])
+def test_keys_are_explained(file):
+    """Catches a new key without a comment; keys named as the library's own argument, or as one above, need none."""
+    unexplained, seen, block = [], set(SELF_EVIDENT), ""
+    for line in (CONF / file).read_text(encoding="utf-8").splitlines():
+        match = re.match(r"( *)(\w+):", line)
+        if not match:
+            continue
+        block = match[2] if not match[1] else block
+        if block in ("defaults", "hydra"):
+            continue
+        opens = line.rstrip().endswith(":")  # its keys are explained
+        if " # " not in line and not opens and match[2] not in seen and block != "checkpoints":
+            unexplained.append(match[2])
+        seen.add(match[2])
+    assert seen - SELF_EVIDENT and not unexplained
+
+
+FREE = ("config", "checkpoints", "sources")
+"""Mappings whose keys are a user's or Transformers'."""
+
+
+def test_every_key_is_read():
+    """Catches a key that can be set and changes nothing."""
+    code = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "aira").rglob("*.py"))
+    unread = []
+    for file in YAMLS:
+        content = raw(file)
+        content.pop("defaults", None), content.pop("hydra", None)
+        targets = [value for key, value in flat(content) if key.split(".")[-1] == "_target_"]
+        if file.name != "_base.yaml" and (file.parent / "_base.yaml").exists():
+            targets += [v for k, v in flat(raw(file.parent / "_base.yaml")) if k == "_target_"]
+        parameters = set().union(*(target_parameters(target) for target in targets)) if targets else set()
+        references = re.findall(r"\$\{([^}]*)", "".join(other.read_text(encoding="utf-8") for other in YAMLS))
+        for key, value in flat(content):
+            name = key.split(".")[-1]
+            if isinstance(value, dict) or name == "_target_" or set(key.split(".")[:-1]) & set(FREE):
+                continue
+            quoted = re.search(rf"[\"']{name}[\"']", code) or name in parameters
+            as_argument = name in data_module_parameters() if file.parent.name == "data" else False
+            referred = any(re.search(rf"\b{file.parent.name}\.{name}\b", text) for text in references)
+            if not (quoted or as_argument or referred):
+                unread.append(f"{file.relative_to(CONF)}: {key}")
+    assert not unread
+
+
+def target_parameters(target):
+    module, _, name = target.rpartition(".")
+    return set(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+
+
+def data_module_parameters():
+    return target_parameters("aira.data.module.DataModule")
