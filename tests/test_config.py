@@ -407,3 +407,10 @@ def target_parameters(target):
 
 def data_module_parameters():
     return target_parameters("aira.data.module.DataModule")
+
+
+@pytest.mark.parametrize("group", groups())
+def test_help_lists_every_option(group):
+    """Catches an option that was added and not told of."""
+    told = (CONF / "train.yaml").read_text(encoding="utf-8")
+    assert group == "callbacks" or all(f" {option}" in told for option in options(group))

@@ -14,7 +14,7 @@ SMALL = [
     "model.config.n_layer=2",
     "model.config.n_embd=64",
 ]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 
 def start(*arguments, cwd):
