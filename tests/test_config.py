@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import aira.config
-from aira.config import CONF, compose_config, find_last, flat, notices, options, plain
+from aira.config import CONF, compose_config, find_last, flat, groups, notices, options, plain
 from aira.errors import AiraError
 
 ROOT = CONF.parent
