@@ -5,7 +5,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from aira.config import CONF, check, readable_errors
+from aira.commandline import check, readable_errors
+from aira.config import CONF
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

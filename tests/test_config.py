@@ -10,8 +10,10 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
+import aira.commandline
 import aira.config
-from aira.config import CONF, compose_config, find_last, flat, groups, notices, options, plain
+from aira.commandline import find_last
+from aira.config import CONF, compose_config, flat, groups, notices, options, plain
 from aira.errors import AiraError
 
 ROOT = CONF.parent
@@ -279,7 +281,7 @@ def test_print_the_configuration(tmp_path):
 def test_checks_let_sweeps_and_help_through(monkeypatch, arguments):
     """Catches a check that refuses or fails on what only Hydra's sweepers understand."""
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments.split(" ")])
-    aira.config.check("train")
+    aira.commandline.check("train")
     assert sys.argv == ["train.py", *arguments.split(" ")]
 
 
@@ -329,7 +331,7 @@ def test_going_on_uses_the_folder_of_the_run(monkeypatch, tmp_path, runs):
     """Catches a run that is gone on with in a new folder, or that loses a checkpoint with an odd name."""
     last = runs("seed=7")
     monkeypatch.setattr(sys, "argv", ["train.py", "seed=7", "ckpt_path=last", f"output_dir={tmp_path / 'outputs'}"])
-    aira.config.check("train")
+    aira.commandline.check("train")
     assert sys.argv[-2:] == [f"ckpt_path='{last}'", f"hydra.run.dir='{last.parent.parent}'"]
     assert values(sys.argv[-2])["ckpt_path"] == str(last)
 

