@@ -36,7 +36,7 @@ AT_LEAST: dict[str, float] = {
     "data.num_proc": 1,
     "data.num_workers": 0,
     "data.tokens_per_row": 1,
-    "data.exact_match": 0,
+    "callbacks.samples.exact_match": 0,
     "model.dropout": 0,
     "model.lora.r": 0,
     "optimizer.eps": 0,

@@ -10,8 +10,9 @@ process of its own; ``common`` describes what is measured and how.
 
 - ``trl``: SFTConfig's defaults. Set are only the batch size, the constant learning rate, the number
   of steps, the order of the rows, the precision, the CPU, and no checkpoints.
-- ``trl-best``: the fastest settings found on a CPU that compute the same loss: no gradient
-  checkpointing, and the batch flattened into one row without padding.
+- ``trl-best``: settings meant to be TRL's fastest on a CPU among those that compute the same loss: no
+  gradient checkpointing, and the batch flattened into one row without padding. (Packing regroups
+  examples, and ``wrapped`` packing lets them see each other; ``torch.compile`` was not tried.)
 - ``aira``: Aira's defaults, but for rows of 512 tokens, which take less memory.
 
 The rows come from the folder in ``AIRA_DATA``, by default ``../shared/data`` beside the repository.

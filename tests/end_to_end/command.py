@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent.parent
 SMALL = [
     "data.max_examples=64",
     "data.batch_size=8",
-    "data.exact_match=0",
+    "callbacks.samples.exact_match=0",
     "trainer.enable_progress_bar=false",
     "model.config.n_layer=2",
     "model.config.n_embd=64",
@@ -28,7 +28,10 @@ def start(*arguments, cwd):
 def run(*arguments, cwd, status=0):
     """Run train.py in `cwd` and return what it printed."""
     process = start(*arguments, cwd=cwd)
-    printed, _ = process.communicate(timeout=600)
+    try:
+        printed, _ = process.communicate(timeout=900)
+    finally:
+        process.kill()
     assert process.returncode == status, printed
     return printed
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 ENGLISH = "data.columns={prompt: [instruction, input], completion: output}"
 PORTUGUESE = "data.columns={prompt: question_pt_origin, completion: answer_pt_origin}"
-COMMON = ["model=smollm2-135m", "trainer.enable_progress_bar=false", "data.max_length=256", "data.batch_size=8"]
+COMMON = ["model=smollm2-135m", "trainer.enable_progress_bar=false", "data.max_length=128", "data.batch_size=8"]
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,8 @@ COMMON = ["model=smollm2-135m", "trainer.enable_progress_bar=false", "data.max_l
 )
 def test_fine_tuning_helps_on_held_out_rows(tmp_path, data_folder, language, file, columns, question):
     """Catches training that does not lower the validation loss, and an export of GGUF weights that nobody can load."""
-    arguments = [*COMMON, f"language={language}", f"data.path={data_folder / file}", columns, "data.max_examples=120"]
-    losses = ["trainer.val_check_interval=4", "trainer.max_steps=12", "optimizer.lr=1e-4", "schedule.warmup=0"]
+    arguments = [*COMMON, f"language={language}", f"data.path={data_folder / file}", columns, "data.max_examples=100"]
+    losses = ["trainer.val_check_interval=5", "trainer.max_steps=10", "optimizer.lr=1e-4", "schedule.warmup=0"]
     run(*arguments, *losses, "trainer.log_every_n_steps=1", cwd=tmp_path)
     folder = run_folder(tmp_path)
     log = (folder / "logs/version_0/metrics.csv").read_text().splitlines()

@@ -62,7 +62,7 @@ def test_every_family_trains_and_exports(tmp_path, model, language):
     overrides = [
         "data.max_examples=32",
         "trainer.max_steps=3",
-        "data.exact_match=0",
+        "callbacks.samples.exact_match=0",
         "trainer.enable_progress_bar=false",
     ]
     run(f"model={model}", f"language={language}", "method.loss_on=all", *overrides, cwd=tmp_path)
