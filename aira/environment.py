@@ -1,5 +1,6 @@
 """What a run ran on: recorded with it, compared when it is gone on with."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -13,6 +14,7 @@ import torch
 PACKAGES = ("torch", "transformers", "tokenizers", "pytorch-lightning", "datasets", "peft")
 
 
+@functools.cache
 def environment() -> dict[str, Any]:
     """Versions, processor, threads and the git commit of the code; nothing that names a user or a folder."""
     versions = {}
