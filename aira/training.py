@@ -21,7 +21,7 @@ from aira.config import plain
 from aira.data.module import DataModule
 from aira.environment import environment
 from aira.errors import AiraError
-from aira.models.backbone import load_config, load_model, load_tokenizer
+from aira.models.backbone import context_length, load_config, load_model, load_tokenizer
 from aira.models.export import export, model_card
 
 WHERE = ("path", "role", "revision", "trust_remote_code")
@@ -103,8 +103,8 @@ def _quiet() -> None:
 
 
 def _check_length(max_length: int, config: Any) -> None:
-    context = getattr(config, "max_position_embeddings", None)
-    if context and max_length > context:
+    context = context_length(config)
+    if max_length > context:
         raise AiraError(f"data.max_length={max_length}: the model's context is {context} tokens.")
 
 

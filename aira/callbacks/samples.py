@@ -30,13 +30,14 @@ def answer(
         tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
         for messages in conversations
     ]
+    network = unwrap(model)
+    context = context_length(network.config)
     for messages, prompt in zip(conversations, prompts, strict=True):
-        if len(prompt) >= context_length(model):
+        if len(prompt) >= context:
             raise AiraError(
                 f"The prompt {messages[-1]['content'][:60]!r}… has {len(prompt)} tokens; "
-                f"the model's context is {context_length(model)}."
+                f"the model's context is {context}."
             )
-    network = unwrap(model)
     training, device = network.training, next(network.parameters()).device
     network.eval()
     answers: list[str] = [""] * len(prompts)
@@ -47,7 +48,7 @@ def answer(
             padded = tokenizer.pad(
                 {"input_ids": [prompts[i] for i in chosen]}, padding_side="left", return_tensors="pt"
             ).to(device)
-            room = context_length(model) - padded["input_ids"].shape[1]
+            room = context - padded["input_ids"].shape[1]
             output = network.generate(
                 input_ids=padded["input_ids"],
                 attention_mask=padded["attention_mask"],

@@ -233,9 +233,9 @@ def unwrap(model: Any) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def context_length(model: nn.Module) -> int:
-    """The longest sequence that the model can read, in tokens."""
-    return int(getattr(unwrap(model).config, "max_position_embeddings", None) or 10**9)
+def context_length(config: PretrainedConfig) -> int:
+    """The longest sequence that a model of this configuration can read, in tokens."""
+    return int(getattr(config, "max_position_embeddings", None) or 10**9)
 
 
 def hidden_states(model: nn.Module, row: Row) -> Tensor:
