@@ -20,7 +20,12 @@ from aira.errors import AiraError, nearest
 CONF = Path(__file__).parent.parent / "conf"
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "method.loss": (
+        *("sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "apo_zero", "apo_down", "simpo", "orpo"),
+    ),
     "method.loss_on": ("completion", "all"),
+    "method.objective": ("classification", "pairwise"),
+    "method.threshold_by": ("accuracy", "balanced_accuracy", "f1"),
     "model.attn_implementation": ("trees", "sdpa"),
     "model.template": ("aira", "native"),
     "schedule.name": ("cosine", "linear", "constant"),
@@ -30,6 +35,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 AT_LEAST: dict[str, float] = {
     "callbacks.checkpoint.every_n_train_steps": 1,
     "callbacks.samples.every_n_steps": 1,
+    "callbacks.scores.count": 1,
     "data.batch_size": 1,
     "data.max_examples": 1,
     "data.max_length": 2,
@@ -37,6 +43,10 @@ AT_LEAST: dict[str, float] = {
     "data.num_workers": 0,
     "data.tokens_per_row": 1,
     "callbacks.samples.exact_match": 0,
+    "method.beta": 0,
+    "method.center_rewards_coefficient": 0,
+    "method.label_smoothing": 0,
+    "method.sft_weight": 0,
     "model.dropout": 0,
     "model.lora.r": 0,
     "optimizer.eps": 0,
@@ -226,13 +236,34 @@ def _check_values(values: dict[str, Any]) -> None:
     if model["role"] not in method["role"]:
         fitting = [name for name in options("model") if _role(name) in method["role"]]
         raise AiraError(
-            f"method={method['name']} needs a {method['role']} model and model={model['name']} is an {model['role']}. "
-            f"These fit: {', '.join(fitting)}."
+            f"method={method['name']} needs a {' or '.join(method['role'])} model and model={model['name']} is an "
+            f"{model['role']}. These fit: {', '.join(fitting)}."
         )
+    _check_method(method)
     if model["compile"] and model["attn_implementation"] != "sdpa":
         raise AiraError(
             "model.compile=true needs model.attn_implementation=sdpa: the loop over trees does not compile."
         )
+
+
+def _check_method(method: dict[str, Any]) -> None:
+    """Arguments of the losses that no single key shows."""
+    smoothing, loss = method.get("label_smoothing", 0), method.get("loss")
+    if not smoothing < 0.5:
+        raise AiraError(f"method.label_smoothing={smoothing}: below 0.5, or the labels would say the contrary.")
+    if loss == "exo_pair" and smoothing == 0:
+        raise AiraError("method.loss=exo_pair needs method.label_smoothing above 0 (1e-3 is usual): it takes its log.")
+    if smoothing and loss in ("hinge", "ipo", "apo_zero", "apo_down", "orpo"):
+        raise AiraError(f"method.loss={loss} has no label smoothing; method.label_smoothing={smoothing} must be 0.")
+    if loss in ("simpo", "orpo") and method["reference"]:
+        raise AiraError(f"method.loss={loss} has no reference; method.reference must be null.")
+    if method.get("beta") == 0:
+        raise AiraError("method.beta=0: it must be above 0.")
+    weights = method.get("class_weights")
+    if not (weights in (None, "balanced") or (isinstance(weights, list) and len(weights) == 2)):
+        raise AiraError(f"method.class_weights={weights}: valid are null, balanced, and [harmless, toxic] as numbers.")
+    if weights and method["objective"] == "pairwise":
+        raise AiraError("method.class_weights are for method.objective=classification; pairs hold one of each class.")
 
 
 def _role(model: str) -> str:

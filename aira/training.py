@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from aira.callbacks.emissions import Emissions
 from aira.callbacks.samples import Samples
+from aira.callbacks.scores import Scores
 from aira.callbacks.throughput import Throughput
 from aira.config import plain
 from aira.data.module import DataModule
@@ -52,20 +53,21 @@ def train(cfg: DictConfig, run: Path | None = None) -> dict[str, float]:
 
     settings, method = values["model"], values["method"]
     where = {key: settings[key] for key in WHERE}
+    where["head"] = method["head"]
     tokenizer, added = load_tokenizer(**where, template=settings["template"], prompt_bos=settings["prompt_bos"])
     config, _ = load_config(**where, vocab_size=len(tokenizer), config=settings["config"])
     _check_length(values["data"]["max_length"], config)
     data = _data(values, tokenizer)
     for line in data.said:
         print(line)
-    loading = {key: settings[key] for key in WHERE + BUILDING}
-    model = load_model(tokenizer=tokenizer, added=added, **loading)
-    module = instantiate(method["module"], _partial_=True)(
-        model=model, optimizer=values["optimizer"], schedule=values["schedule"], seed=values["seed"]
-    )
+    building = {key: settings[key] for key in BUILDING}
+    model = load_model(tokenizer=tokenizer, added=added, label=method["label"], **where, **building)
+    shared = {key: values[key] for key in ("optimizer", "schedule", "seed")}
+    module = _build({"_target_": method["module"]}, model=model, tokenizer=tokenizer, **shared, **method)
 
     steps = _steps(values["trainer"], data)
-    callbacks = [_build(part, run=run, tokenizer=tokenizer) for part in values["callbacks"].values()]
+    parts = [part for part in values["callbacks"].values() if part.pop("head", method["head"]) == method["head"]]
+    callbacks = [_build(part, run=run, tokenizer=tokenizer) for part in parts]
     loggers = [_build(part, run=run) for part in values["logger"].values()]
     trainer = _trainer(values["trainer"], data, steps, callbacks, loggers, run)
     if trainer.is_global_zero:
@@ -85,7 +87,10 @@ def train(cfg: DictConfig, run: Path | None = None) -> dict[str, float]:
                 metrics |= {f"emissions/{name}": value for name, value in callback.measured.items()}
             elif isinstance(callback, Samples):
                 metrics |= callback.finish(module, data)
+            elif isinstance(callback, Scores):
+                callback.finish(module, data)
         metrics["seconds"] = time.time() - started
+        module.before_export()
         card = model_card(values, metrics, environment())
         export(module.model, tokenizer, run / "export", card)
         (run / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
@@ -113,7 +118,8 @@ def _data(values: dict[str, Any], tokenizer: Any) -> DataModule:
     return DataModule(
         tokenizer,
         kind=values["method"]["kind"],
-        loss_on=values["method"]["loss_on"],
+        head=values["method"]["head"],
+        loss_on=values["method"].get("loss_on", "response"),
         padded=values["model"]["role"] == "encoder",
         seed=values["seed"],
         cache_dir=values["cache_dir"],
@@ -177,7 +183,7 @@ def _announce(values: dict[str, Any], data: DataModule, model: torch.nn.Module, 
 def _summary(values: dict[str, Any], metrics: dict[str, float], callbacks: list[Any], run: Path) -> None:
     """What a user wants to know at the end, and the next thing to try."""
     print(f"\nDone in {metrics['seconds']:.0f} s, {metrics['steps']:.0f} steps.")
-    for name in ("train/loss", "val/loss", "val/perplexity", "perf/tokens_per_second", "emissions/energy_kwh"):
+    for name in values["method"]["summary"]:
         if name in metrics:
             print(f"  {name:28} {metrics[name]:.4g}")
     for callback in callbacks:
@@ -190,7 +196,7 @@ def _summary(values: dict[str, Any], metrics: dict[str, float], callbacks: list[
                 print(f"\nQuestion: {question}\nAnswer:   {said}")
     export_path = _shown(run / "export")
     print(f"\nExport (any Hugging Face tool loads it): {export_path}")
-    print(f"Next: python train.py model.path={export_path} language={values['language']['code']} trainer.max_epochs=1")
+    print(f"Next: {values['method']['next'].format(export=export_path)} language={values['language']['code']}")
 
 
 def _shown(path: Path) -> str:

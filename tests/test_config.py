@@ -47,16 +47,40 @@ def test_every_model_composes(model, method, language):
     assert all("${" not in str(value) for _, value in flat(found))
 
 
-@pytest.mark.parametrize("data", options("data"))
-@pytest.mark.parametrize("language", ["en", "pt"])
-def test_data_of_the_language(data, language):
+KINDS = {
+    "instruction": "method=sft",
+    "preference": "method=dpo",
+    "labelled": "method=toxicity",
+    "harmful": "method=toxicity method.objective=pairwise",
+}
+SOURCES = [
+    (data, kind, language)
+    for data in options("data")
+    for kind, languages in raw(CONF / "data" / f"{data}.yaml")["sources"].items()
+    for language in languages
+]
+
+
+@pytest.mark.parametrize("data, kind, language", SOURCES)
+def test_data_of_the_language(data, kind, language):
     """Catches a data file whose languages are swapped, or a split that is not passed on."""
-    found = values(f"data={data}", f"language={language}")["data"]
+    found = values(f"data={data}", f"language={language}", *KINDS[kind].split())["data"]
     if data == "sample":
-        assert found["path"].endswith(f"-{language}") and found["split"] == "train"
-    elif data.startswith("aira"):
+        assert found["path"].endswith(f"{kind}-{language}") and found["split"] == "train"
+    elif "aira" in data:
         assert found["split"] == {"en": "english", "pt": "portuguese"}[language]
-        assert found["path"] == "nicholasKluge/instruct-aira-dataset" + data.removeprefix("aira")
+        if kind == "instruction":
+            assert found["path"] == "nicholasKluge/instruct-aira-dataset" + data.removeprefix("aira")
+    elif data == "told-br":
+        assert "racism" in found["columns"]["label"]
+
+
+def test_data_without_what_the_method_needs():
+    """Catches a kind or a language that a data group does not have, and a message that does not say what it has."""
+    with pytest.raises(AiraError, match=r"data=webgpt has no labelled data .* It has: preference \(en\)"):
+        values("data=webgpt", "method=toxicity")
+    with pytest.raises(AiraError, match=r"data=hh-rlhf has no preference data for language=pt"):
+        values("data=hh-rlhf", "method=dpo", "language=pt")
 
 
 PATHS = [
@@ -177,7 +201,20 @@ WRONG = [
     ("model.template=chat", "valid are aira, native."),
     ("model.attn_implementation=flash", "valid are trees, sdpa."),
     ("trainer.precision=bf16", "bf16-mixed"),
+    ("method=dpo method.loss=sigmod", "valid are sigmoid, sigmoid_norm, hinge"),
+    ("method=toxicity method.objective=pairs", "valid are classification, pairwise."),
+    ("method=toxicity method.threshold_by=auroc", "valid are accuracy, balanced_accuracy, f1."),
+    ("method=dpo method.beta=0", "above 0"),
+    ("method=dpo method.label_smoothing=0.5", "below 0.5"),
+    ("method=toxicity method.class_weights=even", "valid are null, balanced"),
     # what does not go together
+    ("method=dpo method.loss=exo_pair", "needs method.label_smoothing above 0"),
+    ("method=dpo method.loss=ipo method.label_smoothing=0.1", "has no label smoothing"),
+    ("method=dpo method.loss=orpo method.reference=gpt2", "has no reference"),
+    ("method=toxicity method.objective=pairwise method.class_weights=balanced", "method.objective=classification"),
+    ("method=dpo model=bert-tiny", "needs a causal model and model=bert-tiny is an encoder"),
+    ("method=dpo method.bta=1", "'method.beta'"),
+    ("data=hh-rlhf method=toxicity", "data=hh-rlhf has no labelled data for language=en"),
     ("model=bert-tiny method=sft", "These fit: gpt2-124m"),
     ("model.compile=true", "needs model.attn_implementation=sdpa"),
     ("data=aira-v2 method.kind=preference", "data=aira-v2 has no preference data for language=en"),
@@ -374,8 +411,8 @@ def test_keys_are_explained(file):
     assert seen - SELF_EVIDENT and not unexplained
 
 
-FREE = ("config", "checkpoints", "sources")
-"""Mappings whose keys are a user's or Transformers'."""
+FREE = ("config", "checkpoints", "sources", "lr", "epochs", "exact_match", "kinds")
+"""Mappings whose keys are a user's, Transformers', or the names of methods and objectives."""
 
 
 def test_every_key_is_read():
@@ -388,6 +425,7 @@ def test_every_key_is_read():
         targets = [value for key, value in flat(content) if key.split(".")[-1] == "_target_"]
         if file.name != "_base.yaml" and (file.parent / "_base.yaml").exists():
             targets += [v for k, v in flat(raw(file.parent / "_base.yaml")) if k == "_target_"]
+        targets += [content["module"]] if content.get("module", "???") != "???" else []
         parameters = set().union(*(target_parameters(target) for target in targets)) if targets else set()
         references = re.findall(r"\$\{([^}]*)", "".join(other.read_text(encoding="utf-8") for other in YAMLS))
         for key, value in flat(content):

@@ -116,7 +116,7 @@ class Samples(pl.Callback):
 
     def _exact_match(self, module: pl.LightningModule, data: DataModule, split: Split) -> tuple[float, int]:
         """The fraction of a split's first rows whose answer is the completion, letter for letter, and their number."""
-        conversations = data.conversations(split, self.limit)
+        conversations = [example.conversations[0] for example in data.examples(split, split.index[: self.limit])]
         asked = [messages[:-1] for messages in conversations]
         longest = max(len(self.tokenizer.encode(messages[-1]["content"])) for messages in conversations)
         said = answer(module.model, self.tokenizer, asked, longest + 1)

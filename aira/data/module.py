@@ -1,16 +1,18 @@
 """The LightningDataModule: splits, the plan of a run, and the rows of each step."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from aira.data.plan import Plan, Step
-from aira.data.schemas import SCHEMAS, Message, mapped_columns, pick
+from aira.data.schemas import SCHEMAS, BadRow, Example, mapped_columns, prompt_key, read_example, text_key
 from aira.data.sources import read
 from aira.data.tokenize import tokenize, usable
 from aira.data.trees import Row, Tree, pack, pad
@@ -31,13 +33,23 @@ class Batch(NamedTuple):
 class Split:
     """The usable rows of one split: raw for reading, encoded for training."""
 
+    reference: np.ndarray | None = None
+    """[examples, branches] log-probs by the reference model, for methods that need them."""
+
     def __init__(self, rows: Dataset, encoded: Dataset, index: np.ndarray) -> None:
         self.rows, self.encoded, self.index = rows, encoded, index
-        self.lengths = encoded.data.column("length").to_numpy()[index]
-        self.targets = encoded.data.column("targets").to_numpy()[index]
+        self.lengths, self.targets, self.prompts = (self._column(name) for name in ("length", "targets", "prompt"))
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def _column(self, name: str) -> np.ndarray:
+        return self.encoded.data.column(name).to_numpy()[self.index]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[examples, branches] classes of labelled texts."""
+        return np.stack(list(self._column("labels")))
 
     def part(self, chosen: np.ndarray) -> "Split":
         """The split with only some of its usable rows."""
@@ -58,7 +70,13 @@ class _Steps:
     def _row(self, indices: Sequence[int]) -> Row:
         found = self.split.encoded[[int(self.split.index[i]) for i in indices]]
         trees = [Tree(*tree) for tree in zip(found["branches"], found["scored"], strict=True)]
-        return pad(trees, self.pad_id, self.separator_id) if self.padded else pack(trees)
+        row = pad(trees, self.pad_id, self.separator_id) if self.padded else pack(trees)
+        reference = self.split.reference
+        return row._replace(
+            labels=torch.tensor([label for labels in found["labels"] for label in labels]),
+            margin=torch.tensor(found["margin"]),
+            reference=None if reference is None else torch.from_numpy(reference[list(indices)]).flatten(),
+        )
 
 
 class DataModule(pl.LightningDataModule):
@@ -66,8 +84,9 @@ class DataModule(pl.LightningDataModule):
 
     Args:
         tokenizer: with the chat template that training is to use.
-        kind: `instruction`; see `aira.data.schemas.SCHEMAS`.
-        loss_on: `completion` or `all`; see `aira.data.tokenize.encode`.
+        kind: `instruction`, `preference`, `labelled` or `harmful`; see `aira.data.schemas.SCHEMAS`.
+        head: `lm` or `score`: what the model computes, and so how a text is encoded.
+        loss_on: `completion`, `response` or `all`; see `aira.data.tokenize.encode`.
         padded: rows for an encoder instead of packed trees.
         seed: of the held-out part and of the order of examples.
         The others are the keys of conf/data/_base.yaml.
@@ -82,11 +101,14 @@ class DataModule(pl.LightningDataModule):
         *,
         kind: str,
         path: str,
+        head: str = "lm",
         split: str = "train",
         validation_split: str = "validation",
         validation_fraction: float = 0.05,
         revision: str | None = None,
         columns: dict[str, Any] | None = None,
+        labels: dict[str, int] | None = None,
+        exclude: Sequence[str] = (),
         max_examples: int | None = None,
         max_length: int = 600,
         loss_on: str = "completion",
@@ -99,11 +121,13 @@ class DataModule(pl.LightningDataModule):
         cache_dir: str = "~/.cache/aira",
     ) -> None:
         super().__init__()
-        self.tokenizer, self.kind, self.columns, self.padded, self.seed = tokenizer, kind, columns, padded, seed
+        self.tokenizer, self.kind, self.columns, self.labels = tokenizer, kind, columns, labels
+        self.padded, self.seed = padded, seed
         self.batch_size, self.tokens_per_row, self.num_workers = batch_size, tokens_per_row, num_workers
         source = read(path, revision=revision, cache_dir=cache_dir)
         self.path = path
         self.said: list[str] = []
+        forbidden = self._forbidden(exclude, cache_dir)
 
         def load(name: str) -> Split:
             rows = source.split(name)
@@ -116,8 +140,11 @@ class DataModule(pl.LightningDataModule):
                 source=path,
                 key=f"{source.key}-{name}-{len(rows)}",
                 columns=columns,
+                labels=labels,
                 max_length=max_length,
                 loss_on=loss_on,
+                head=head,
+                padded=padded,
                 cache_dir=cache_dir,
                 num_proc=num_proc,
             )
@@ -128,27 +155,66 @@ class DataModule(pl.LightningDataModule):
             return Split(rows, encoded, index)
 
         self.train = load(split)
+        if len(forbidden):
+            kept = ~np.isin(self.train.prompts, forbidden)
+            self.said.append(f"{path} ({split}): excluded {np.sum(~kept)} of {len(kept)} rows by data.exclude.")
+            if not kept.any():
+                raise AiraError(f"data.exclude={list(exclude)} leaves no row of {path} ({split}).")
+            self.train = self.train.part(np.flatnonzero(kept))
         if validation_split in source.splits and validation_split != split:
             self.validation = load(validation_split)
         else:
-            if len(self.train) < 2:
-                raise AiraError(f"{path} has one usable row; training and validation need one each.")
-            held = max(1, round(validation_fraction * len(self.train)))
-            order = np.random.default_rng(seed).permutation(len(self.train))
-            self.validation = self.train.part(np.sort(order[:held]))
-            self.train = self.train.part(np.sort(order[held:]))
+            held = self._held_out(validation_fraction)
+            self.train, self.validation = self.train.part(np.flatnonzero(~held)), self.train.part(np.flatnonzero(held))
+        if kind == "labelled" and len(np.unique(self.train.labels)) < 2:
+            raise AiraError(f"{path}: all training rows have the same label; a classifier needs two classes.")
+
+    def _held_out(self, fraction: float) -> np.ndarray:
+        """Which training rows are held out for validation: whole groups, so that the two share no prompt."""
+        count = len(self.train)
+        if count < 2:
+            raise AiraError(f"{self.path} has one usable row; training and validation need one each.")
+        _, group = np.unique(self.train.prompts, return_inverse=True)
+        if group.max() == 0:
+            self.said.append(f"{self.path}: all rows have the same prompt, so those held out share it.")
+            group = np.arange(count)
+        sizes = np.bincount(group)
+        order = np.random.default_rng(self.seed).permutation(len(sizes))
+        chosen = order[np.cumsum(sizes[order]) <= max(1, round(fraction * count))]
+        return np.isin(group, chosen if len(chosen) else [np.argmin(sizes)])
+
+    def _forbidden(self, files: Sequence[str], cache_dir: str) -> np.ndarray:
+        """The `prompt_key` of every row of the files of data.exclude; of the column of prompts or texts is enough."""
+        keys = []
+        for file in files:
+            for rows in read(file, cache_dir=cache_dir).splits.values():
+                try:
+                    mapping = mapped_columns(self.kind, rows.column_names, self.columns, file)
+                except AiraError:
+                    names = {names[0] for names in SCHEMAS[self.kind].columns}
+                    columns = {(self.columns or {}).get(name, name) for name in names} & set(rows.column_names)
+                    if not columns:
+                        raise
+                    keys += [text_key(said) for column in columns for said in rows[column] if isinstance(said, str)]
+                    continue
+                for row in rows:
+                    with contextlib.suppress(BadRow):
+                        keys.append(prompt_key(read_example(self.kind, row, mapping, self.labels)))
+        return np.array(keys, dtype=np.int64)
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one pass over the training split; the last one may have fewer examples."""
         return -(-len(self.train) // self.batch_size)
 
-    def conversations(self, split: Split, limit: int) -> list[list[Message]]:
-        """The first branch of the first `limit` usable rows of a split, as messages."""
+    def examples(self, split: Split, chosen: Sequence[int] | np.ndarray) -> list[Example]:
+        """Rows of a split as examples, to be shown or answered.
+
+        Args:
+            chosen: row numbers of the split's source, such as those of `Split.index`.
+        """
         mapping = mapped_columns(self.kind, split.rows.column_names, self.columns, self.path)
-        to_conversations = SCHEMAS[self.kind][1]
-        rows = (split.rows[int(i)] for i in split.index[:limit])
-        return [to_conversations({name: pick(row, column) for name, column in mapping.items()})[0] for row in rows]
+        return [read_example(self.kind, split.rows[int(i)], mapping, self.labels) for i in chosen]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The rest of the run, from the step that the trainer is at; its length is that of the whole run."""
@@ -156,8 +222,12 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self.train, steps=self.trainer.max_steps, start=self.trainer.global_step, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """One pass over the validation split, in its order."""
-        return self._loader(self.validation, steps=None, start=0, shuffle=False)
+        """One pass over the validation split."""
+        return self.once(self.validation)
+
+    def once(self, split: Split) -> DataLoader[Batch]:
+        """One pass over a split, in its order."""
+        return self._loader(split, steps=None, start=0, shuffle=False)
 
     def _loader(self, split: Split, steps: int | None, start: int, shuffle: bool) -> DataLoader[Batch]:
         assert self.trainer is not None

@@ -1,7 +1,9 @@
 """What a row must hold for each kind of data, and how a user's columns are brought into that form."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from aira.errors import AiraError
 
@@ -9,6 +11,23 @@ Message = dict[str, str]
 Row = dict[str, Any]
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+
+HARMLESS, TOXIC = 0, 1
+"""The two classes of labelled texts. A score is high where a text is harmless: see `aira.methods.toxicity`."""
+
+LABELS = {
+    **dict.fromkeys(("0", "false", "harmless", "non-toxic", "not-toxic", "non-hateful"), HARMLESS),
+    **dict.fromkeys(("1", "true", "harmful", "toxic", "hateful"), TOXIC),
+}
+"""The labels that need no `data.labels`, in lower case."""
+
+
+class Example(NamedTuple):
+    """A row in one form for all kinds of data."""
+
+    conversations: list[list[Message]]  # one a branch; a text that answers nothing is an assistant's turn alone
+    labels: Sequence[int] = ()  # the class of each branch, for labelled texts
+    margin: float = 0.0  # by how much chosen is to be better than rejected, in units of the score
 
 
 class BadRow(Exception):
@@ -47,15 +66,15 @@ def text(row: Row, name: str) -> str:
     return value
 
 
-def conversation(turns: Any) -> list[Message]:
-    """Turns as role and content (or from and value), ending with the assistant's.
+def messages(turns: Any) -> list[Message]:
+    """Turns as role and content (or from and value).
 
     Raises:
-        BadRow: an unknown role, an empty turn, no answer by the assistant, or no question before it.
+        BadRow: there is none, an unknown role, or an empty turn.
     """
     if not isinstance(turns, list) or not turns:
         raise BadRow("empty conversations")
-    messages = []
+    found = []
     for turn in turns:
         if not isinstance(turn, dict):
             raise BadRow("a turn is no mapping")
@@ -67,29 +86,158 @@ def conversation(turns: Any) -> list[Message]:
             raise BadRow("an empty turn")
         if not isinstance(content, str):
             raise BadRow(f"a turn is no text but {type(content).__name__}")
-        messages.append({"role": ROLES[role], "content": content})
-    while messages and messages[-1]["role"] != "assistant":
-        messages.pop()
-    if not messages:
+        found.append({"role": ROLES[role], "content": content})
+    return found
+
+
+def conversation(turns: Any) -> list[Message]:
+    """Turns that end with the assistant's.
+
+    Raises:
+        BadRow: as for `messages`, or no answer by the assistant, or no question before it.
+    """
+    found = messages(turns)
+    while found and found[-1]["role"] != "assistant":
+        found.pop()
+    if not found:
         raise BadRow("no turn of the assistant")
-    if next(message["role"] for message in messages if message["role"] != "system") == "assistant":
+    if next(message["role"] for message in found if message["role"] != "system") == "assistant":
         raise BadRow("the assistant speaks first")
-    return messages
+    return found
 
 
-def instruction(row: Row) -> list[list[Message]]:
+def transcript(whole: str) -> list[Message]:
+    r"""The turns of a dialogue as HH-RLHF writes it: `\n\nHuman: …\n\nAssistant: …`.
+
+    Raises:
+        BadRow: it does not begin with a turn of the human, or a turn is empty.
+    """
+    first, *parts = re.split(r"\n\n(Human|Assistant):", whole)
+    if first.strip() or not parts:
+        raise BadRow("no prompt, and no transcript that begins with a blank line and 'Human:'")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    found = [{"role": roles[role], "content": said.strip()} for role, said in zip(parts[::2], parts[1::2], strict=True)]
+    if not found[-1]["content"]:
+        raise BadRow("an empty response")
+    return conversation(found)
+
+
+def instruction(row: Row) -> Example:
     """One conversation, from {prompt, completion} or {conversations}."""
     if "conversations" in row:
-        return [conversation(row["conversations"])]
-    return [
-        [{"role": "user", "content": text(row, "prompt")}, {"role": "assistant", "content": text(row, "completion")}]
-    ]
+        return Example([conversation(row["conversations"])])
+    return Example([[_turn("user", text(row, "prompt")), _turn("assistant", text(row, "completion"))]])
 
 
-SCHEMAS: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Row], list[list[Message]]]]] = {
-    "instruction": ((("prompt", "completion"), ("conversations",)), instruction),
+def preference(row: Row) -> Example:
+    """A conversation that ends with the chosen response, and one that ends with the rejected one.
+
+    Responses are texts, turns, or lists of turns; prompts too. Without a prompt, `chosen` and `rejected` are whole
+    dialogues, as lists of turns or as transcripts of HH-RLHF. {question, answer_0, answer_1, score_0, score_1} is
+    WebGPT's form, in which the answer with the higher score is chosen.
+
+    Raises:
+        BadRow: the responses are equal, one is empty, the two answer different prompts, or a comparison is a tie.
+    """
+    if "answer_0" in row:
+        if row["score_0"] == row["score_1"]:
+            raise BadRow("a tie")
+        names = sorted(("0", "1"), key=lambda name: -row[f"score_{name}"])
+        asked = row["question"]
+        prompt = _turns(asked["full_text"] if isinstance(asked, Mapping) else asked, "user", "question")
+        chosen, rejected = (prompt + _turns(row[f"answer_{name}"], "assistant", "response") for name in names)
+    else:
+        prompted = next((name for name in ("prompt", "instruction", "conversations") if name in row), None)
+        pair = [row.get(name, row.get(f"{name}_response")) for name in ("chosen", "rejected")]
+        if prompted:
+            prompt = _turns(row[prompted], "user", prompted)
+            chosen, rejected = (prompt + _turns(response, "assistant", "response") for response in pair)
+        else:
+            chosen, rejected = (transcript(whole) if isinstance(whole, str) else conversation(whole) for whole in pair)
+            if chosen[:-1] != rejected[:-1]:
+                raise BadRow("chosen and rejected answer different prompts")
+    if chosen == rejected:
+        raise BadRow("chosen equals rejected")
+    return Example([conversation(chosen), conversation(rejected)], margin=_number(row.get("margin")))
+
+
+def labelled(row: Row) -> Example:
+    """A text with its class, from {text, label}, or a harmless and a harmful text, from {harmless, harmful}.
+
+    Raises:
+        BadRow: a text is empty, or the two are equal.
+    """
+    if "harmless" in row:
+        pair = [text(row, "harmless"), text(row, "harmful")]
+        if pair[0] == pair[1]:
+            raise BadRow("harmless equals harmful")
+        return Example([[_turn("assistant", said)] for said in pair], [HARMLESS, TOXIC])
+    return Example([[_turn("assistant", text(row, "text"))]], [row["label"]])
+
+
+def label(value: Any, known: Mapping[str, int]) -> int:
+    """The class that a label stands for; of several columns (a list), toxic where any is above 0.
+
+    Raises:
+        BadRow: there is no label.
+        AiraError: it is none of two classes.
+    """
+    if isinstance(value, list):
+        return max(HARMLESS, *(TOXIC if _number(part) > 0 else HARMLESS for part in value))
+    if value is None or value == "":
+        raise BadRow("empty label")
+    name = f"{value:g}" if isinstance(value, float) else str(value).strip().lower()
+    if name not in known:
+        raise AiraError(
+            f"the label {value!r} is neither toxic nor harmless. Known are {', '.join(known)}; "
+            f"data.labels='{{{value}: 1, …: 0}}' says what others mean (1 is toxic), and "
+            "data.columns='{label: [column, column]}' makes one label of several columns."
+        )
+    return known[name]
+
+
+def _turn(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _turns(value: Any, role: str, name: str) -> list[Message]:
+    """A text as a turn of `role`, or turns as they are."""
+    if value is None or isinstance(value, str):
+        return [_turn(role, text({name: value}, name))]
+    return messages(value if isinstance(value, list) else [value])
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value or 0)
+    except (TypeError, ValueError) as error:
+        raise BadRow(f"{value!r} is no number") from error
+
+
+class Schema(NamedTuple):
+    """A kind of data."""
+
+    columns: tuple[tuple[str, ...], ...]  # the sets of columns that it may have
+    example: Callable[[Row], Example]
+    optional: tuple[str, ...] = ()  # columns that are read where they are there
+
+
+SCHEMAS = {
+    "instruction": Schema((("prompt", "completion"), ("conversations",)), instruction),
+    "preference": Schema(
+        (
+            ("prompt", "chosen", "rejected"),
+            ("instruction", "chosen_response", "rejected_response"),
+            ("conversations", "chosen", "rejected"),
+            ("question", "answer_0", "answer_1", "score_0", "score_1"),
+            ("chosen", "rejected"),
+        ),
+        preference,
+        ("margin",),
+    ),
+    "labelled": Schema((("text", "label"), ("harmless", "harmful")), labelled),
+    "harmful": Schema((("harmless", "harmful"),), labelled),
 }
-"""For each kind of data: the sets of columns it may have, and the function from a row to its conversations."""
 
 
 def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | None, source: str) -> dict[str, Any]:
@@ -102,14 +250,53 @@ def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | No
         AiraError: the data has none of the sets of columns that the kind needs.
     """
     columns = columns or {}
-    alternatives, _ = SCHEMAS[kind]
-    for names in alternatives:
+    schema = SCHEMAS[kind]
+
+    def there(column: str | list[str]) -> bool:
+        names = column if isinstance(column, list) else [column]
+        return all(name in available or name.split(".")[0] in available for name in names)
+
+    for names in schema.columns:
         mapping = {name: columns.get(name, name) for name in names}
-        needed = [part for column in mapping.values() for part in (column if isinstance(column, list) else [column])]
-        if all(name in available or name.split(".")[0] in available for name in needed):
-            return mapping
-    valid = " or ".join("{" + ", ".join(names) + "}" for names in alternatives)
+        if all(map(there, mapping.values())):
+            optional = {name: columns.get(name, name) for name in schema.optional}
+            return mapping | {name: column for name, column in optional.items() if there(column)}
+    valid = " or ".join("{" + ", ".join(names) + "}" for names in schema.columns)
     raise AiraError(
         f"{source} has the columns {', '.join(available)}, and {kind} data needs {valid}. "
-        f"Map them: data.columns='{{{alternatives[0][0]}: <column>, …}}'."
+        f"Map them: data.columns='{{{schema.columns[0][0]}: <column>, …}}'."
     )
+
+
+def read_example(kind: str, row: Row, mapping: dict[str, Any], labels: dict[str, int] | None = None) -> Example:
+    """One row as an example.
+
+    Args:
+        mapping: from `mapped_columns`.
+        labels: the user's names of classes, and 1 for toxic or 0 for harmless.
+
+    Raises:
+        BadRow: the row cannot be used.
+        AiraError: its label is none of two classes.
+    """
+    picked = {}
+    for name, column in mapping.items():
+        if name == "label":
+            value = [pick(row, part) for part in column] if isinstance(column, list) else pick(row, column)
+            picked[name] = label(value, LABELS | {str(key).lower(): cls for key, cls in (labels or {}).items()})
+        else:
+            picked[name] = pick(row, column)
+    return SCHEMAS[kind].example(picked)
+
+
+def prompt_key(example: Example) -> int:
+    """A number that examples with the same prompt share, letter case and spacing aside (a lone text is its own)."""
+    asked = example.conversations[0]
+    said = " ".join(turn["content"] for turn in asked[:-1] or asked)
+    return text_key(said)
+
+
+def text_key(said: str) -> int:
+    """A signed 64-bit hash of a text, letter case and spacing aside."""
+    digest = hashlib.blake2b(" ".join(said.casefold().split()).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)

@@ -1,10 +1,12 @@
 """Reading rows: from the hub, or from json, jsonl, csv and parquet files on disk."""
 
 import csv
+import gzip
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset
@@ -49,20 +51,20 @@ def read(path: str, *, revision: str | None = None, cache_dir: str | None = None
     """
     located = Path(locate(path)).expanduser()
     if located.is_file():
-        builder = BUILDERS.get(located.suffix)
+        builder = BUILDERS.get(_format(located))
         if builder is None:
             raise AiraError(f"data.path={path}: {located.suffix} is not read. Read are {', '.join(BUILDERS)}.")
         return _local(path, [located], builder, cache_dir)
     if located.is_dir():
-        files = sorted(file for file in located.rglob("*") if file.suffix in BUILDERS)
+        files = sorted(file for file in located.rglob("*") if _format(file) in BUILDERS)
         if not files:
             raise AiraError(f"data.path={path}: the folder holds no {', '.join(BUILDERS)} file.")
         return _local(path, files, str(located), cache_dir)
-    if path.startswith((".", "/", "~", "pkg://")) or located.suffix in BUILDERS or path.count("/") > 1:
+    if path.startswith((".", "/", "~", "pkg://")) or _format(located) in BUILDERS or path.count("/") > 1:
         raise AiraError(f"data.path={path}: there is no such file or folder.")
     try:
         splits = load_dataset(path, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetNotFoundError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise AiraError(
             f"The data set {path} could not be loaded from the hub: {reason}\n"
@@ -71,14 +73,25 @@ def read(path: str, *, revision: str | None = None, cache_dir: str | None = None
     return Source(path, splits, "-".join(split._fingerprint for split in splits.values()))
 
 
+def _format(file: Path) -> str:
+    """The suffix, of a compressed file (.jsonl.gz) that of its content."""
+    return (file.with_suffix("") if file.suffix == ".gz" else file).suffix
+
+
+def _opened(file: Path) -> IO[str]:
+    """A text file, compressed or not."""
+    opening = gzip.open if file.suffix == ".gz" else open
+    return opening(file, "rt", encoding="utf-8", newline="")
+
+
 def _local(path: str, files: list[Path], builder: str, cache_dir: str | None) -> Source:
     """Read files; `builder` is a format, or a folder whose layout the datasets library interprets."""
     for file in files:
         if not file.stat().st_size:
             raise AiraError(f"{file} is empty.")
-        if file.suffix != ".parquet":
+        if _format(file) != ".parquet":
             try:
-                with file.open(encoding="utf-8") as stream:
+                with _opened(file) as stream:
                     for _ in stream:
                         pass
             except UnicodeDecodeError as error:
@@ -99,9 +112,10 @@ def _bad_row(files: Iterable[Path]) -> str | None:
     columns: set[str] | None = None
     for file in files:
         try:
-            if file.suffix == ".jsonl" or file.suffix == ".json":
-                text = file.read_text(encoding="utf-8")
-                if file.suffix == ".json" and text.lstrip().startswith("["):
+            if _format(file) in (".jsonl", ".json"):
+                with _opened(file) as stream:
+                    text = stream.read()
+                if _format(file) == ".json" and text.lstrip().startswith("["):
                     json.loads(text)
                     continue
                 for number, line in enumerate(text.split("\n"), start=1):
@@ -115,8 +129,8 @@ def _bad_row(files: Iterable[Path]) -> str | None:
                         if columns is not None and columns.isdisjoint(row):
                             return f"{file}, row {number}: it has other columns than the rows before: {', '.join(row)}."
                         columns = set(row)
-            elif file.suffix == ".csv":
-                with file.open(encoding="utf-8", newline="") as stream:
+            elif _format(file) == ".csv":
+                with _opened(file) as stream:
                     reader = csv.reader(stream, strict=True)
                     header = next(reader)
                     for row_cells in reader:

@@ -13,14 +13,18 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from aira import __version__
-from aira.data.schemas import SCHEMAS, BadRow, Message, mapped_columns, pick
+from aira.data.schemas import BadRow, Message, mapped_columns, prompt_key, read_example
 from aira.data.trees import tree_length
+from aira.errors import AiraError
 
 FEATURES = Features(
     {
         "branches": Sequence(Sequence(Value("int32"))),
         "scored": Sequence(Sequence(Value("bool"))),
-        "length": Value("int32"),  # tokens of the packed tree
+        "labels": Sequence(Value("int8")),  # the class of each branch of labelled texts
+        "margin": Value("float32"),
+        "prompt": Value("int64"),  # see `aira.data.schemas.prompt_key`
+        "length": Value("int32"),  # tokens of the packed tree, or of its padded branches
         "targets": Value("int32"),  # scored tokens
         "cut": Value("bool"),  # whether the text was longer than max_length
         "problem": Value("string"),  # why the row cannot be used; empty if it can
@@ -54,15 +58,16 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple
 def encode(
     tokenizer: PreTrainedTokenizerBase, conversations: list[list[Message]], max_length: int, loss_on: str
 ) -> dict[str, Any]:
-    """Encode the branches of one example, each as one text, prefix and all.
+    """Encode the branches of one example for a language model, each as one text, prefix and all.
 
     Args:
         conversations: one conversation a branch.
         max_length: tokens of a branch; what is longer is cut at its end.
-        loss_on: `completion` scores what the assistant says, `all` every token but the first.
+        loss_on: `completion` scores what the assistant says, `response` its last turn alone, `all` every token but
+            the first.
 
     Raises:
-        BadRow: no scored token is left within `max_length`.
+        BadRow: no scored token is left within `max_length`, or two branches are cut to the same.
     """
     branches, scored, cut = [], [], False
     for messages in conversations:
@@ -74,25 +79,74 @@ def encode(
         else:
             starts = np.array([start for start, _ in encoded["offset_mapping"]])
             inside = np.zeros(len(ids), dtype=bool)
-            for first, last in ranges:
+            for first, last in ranges if loss_on == "completion" else ranges[-1:]:
                 inside |= (starts >= first) & (starts < last)
             mask = inside.tolist()
         cut |= len(ids) > max_length
         branches.append(ids[:max_length])
         scored.append(mask[:max_length])
         if not any(scored[-1]):
-            prompt = next((i for i, flag in enumerate(mask) if flag), len(ids))
-            raise BadRow(
-                f"the prompt leaves no room for the answer within data.max_length={max_length} ({prompt} tokens)"
-            )
-    return {
-        "branches": branches,
-        "scored": scored,
-        "length": tree_length(branches),
-        "targets": sum(map(sum, scored)),
-        "cut": cut,
-        "problem": "",
-    }
+            raise _no_room(next((i for i, flag in enumerate(mask) if flag), len(ids)), max_length)
+    return _example(branches, scored, cut, tree_length(branches))
+
+
+def encode_scorer(
+    tokenizer: PreTrainedTokenizerBase, conversations: list[list[Message]], max_length: int, padded: bool
+) -> dict[str, Any]:
+    """Encode the branches of one example for a scorer, each with its end token, which a cut spares.
+
+    A text that answers nothing is encoded as `tokenizer(text)` does. A response is encoded with its prompt: by the chat
+    template for a causal model, as a pair of segments (`tokenizer(prompt, response)`) for an encoder, of which the
+    longer is cut first.
+
+    Args:
+        padded: for an encoder.
+
+    Raises:
+        BadRow: a prompt leaves no room for its response, or two branches are cut to the same.
+    """
+    branches, cut = [], False
+    for messages in conversations:
+        *prompt, response = messages
+        if padded or not prompt:
+            texts = [segment(prompt), response["content"]] if prompt else [response["content"]]
+            ids = tokenizer(*texts, verbose=False)["input_ids"]
+            kept = tokenizer(*texts, truncation=True, max_length=max_length)["input_ids"]
+        else:
+            whole, ranges = render(tokenizer, messages)
+            encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            ids = encoded["input_ids"]
+            before = next(i for i, (start, _) in enumerate(encoded["offset_mapping"]) if start >= ranges[-1][0])
+            ending = ids[::-1].index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else 0
+            if len(ids) > max_length and before + ending >= max_length:
+                raise _no_room(before, max_length)
+            kept = ids[: max_length - ending] + ids[len(ids) - ending :] if len(ids) > max_length else ids
+        cut |= len(ids) > max_length
+        branches.append(kept)
+    scored = [[False] * len(ids) for ids in branches]
+    length = len(branches) * max(map(len, branches)) if padded else tree_length(branches)
+    return _example(branches, scored, cut, length)
+
+
+def segment(messages: list[Message]) -> str:
+    """A prompt as an encoder's first segment: what is asked, or the turns of a dialogue with their roles."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def _no_room(prompt: int, max_length: int) -> BadRow:
+    return BadRow(f"the prompt leaves no room for the answer within data.max_length={max_length} ({prompt} tokens)")
+
+
+def _example(branches: list[list[int]], scored: list[list[bool]], cut: bool, length: int) -> dict[str, Any]:
+    if len(branches) == 2 and branches[0] == branches[1]:
+        raise BadRow("its two responses are equal within data.max_length")
+    targets = sum(map(sum, scored))
+    return {"branches": branches, "scored": scored, "length": length, "targets": targets, "cut": cut, "problem": ""}
+
+
+UNUSABLE = {"branches": [], "scored": [], "labels": [], "margin": 0.0, "prompt": 0, "length": 0, "targets": 0}
 
 
 def tokenize(
@@ -106,6 +160,9 @@ def tokenize(
     max_length: int,
     loss_on: str,
     cache_dir: str,
+    head: str = "lm",
+    padded: bool = False,
+    labels: dict[str, int] | None = None,
     num_proc: int = 1,
 ) -> Dataset:
     """Tokenize rows once; the result is kept on disk under a key of everything it depends on.
@@ -113,22 +170,30 @@ def tokenize(
     Args:
         key: changes when the content of `rows` does.
         columns: see `aira.data.schemas.mapped_columns`.
+        head: `lm` encodes by `encode`, `score` by `encode_scorer`.
+        padded: for an encoder.
+        labels: see `aira.data.schemas.read_example`.
 
     Returns:
         A memory-mapped table with the columns of `FEATURES`, a row for each row, usable or not.
 
     Raises:
-        AiraError: the columns are not those of the kind.
+        AiraError: the columns are not those of the kind, or a label is none of two classes.
     """
     mapping = mapped_columns(kind, rows.column_names, columns, source)
-    to_conversations = SCHEMAS[kind][1]
 
-    def encode_row(row: dict[str, Any]) -> dict[str, Any]:
+    def encode_row(row: dict[str, Any], index: int) -> dict[str, Any]:
         try:
-            picked = {name: pick(row, column) for name, column in mapping.items()}
-            return encode(tokenizer, to_conversations(picked), max_length, loss_on)
+            example = read_example(kind, row, mapping, labels)
+            if head == "score":
+                encoded = encode_scorer(tokenizer, example.conversations, max_length, padded)
+            else:
+                encoded = encode(tokenizer, example.conversations, max_length, loss_on)
         except BadRow as problem:
-            return {"branches": [], "scored": [], "length": 0, "targets": 0, "cut": False, "problem": str(problem)}
+            return {**UNUSABLE, "cut": False, "problem": str(problem)}
+        except AiraError as error:
+            raise AiraError(f"{source}, row {index + 1}: {error}") from error
+        return encoded | {"labels": list(example.labels), "margin": example.margin, "prompt": prompt_key(example)}
 
     parts = [
         __version__,
@@ -137,6 +202,9 @@ def tokenize(
         mapping,
         max_length,
         loss_on,
+        head,
+        padded,
+        labels,
         tokenizer.chat_template,
         tokenizer.backend_tokenizer.to_str(),
     ]
@@ -146,6 +214,7 @@ def tokenize(
     (disable_progress_bar if len(rows) < 10_000 else enable_progress_bar)()
     return rows.map(
         encode_row,
+        with_indices=True,
         remove_columns=rows.column_names,
         features=FEATURES,
         num_proc=num_proc if num_proc > 1 else None,

@@ -40,6 +40,9 @@ class Row(NamedTuple):
     branch: Tensor  # [N] branch that the scored token belongs to, counted through the row
     end: Tensor  # [B] position of each branch's last token (packed) or first token (padded)
     tree: Tensor  # [B] tree that each branch belongs to, counted through the row
+    labels: Tensor | None = None  # [B] class of each branch, for labelled texts
+    margin: Tensor | None = None  # [trees] by how much the first branch is to be better than the second
+    reference: Tensor | None = None  # [B] log-prob of each branch by the reference model, summed over scored tokens
 
 
 def shared_prefix(branches: Sequence[Sequence[int]]) -> int:

@@ -64,7 +64,7 @@ class Method(pl.LightningModule):
         count = getattr(batch, self.unit)
         scale = batch.weight * self.trainer.world_size / count  # DDP averages gradients over ranks
         sums: Sums = {}
-        with self._weights_cast_once():
+        with weights_cast_once(self.device.type):
             for i, row in enumerate(batch.rows):
                 with contextlib.nullcontext() if i == len(batch.rows) - 1 else self._no_sync():
                     loss, more = self.row_loss(row)
@@ -90,6 +90,9 @@ class Method(pl.LightningModule):
         limit = self.optimizer_settings["max_grad_norm"] or math.inf
         self.log("train/grad_norm", nn.utils.clip_grad_norm_(self.parameters(), limit))
 
+    def before_export(self) -> None:
+        """Write into the model's configuration what its users need; the weights are those to be exported."""
+
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the validation before."""
         self.totals = {}
@@ -105,10 +108,13 @@ class Method(pl.LightningModule):
             self.totals[name] = self.totals.get(name, 0.0) + value
         self.count += getattr(batch, self.unit)
 
+    def validation_metrics(self) -> dict[str, float]:
+        """Metrics of the whole validation set; every rank gets the same."""
+        return self.metrics(self.totals, self.count)
+
     def on_validation_epoch_end(self) -> None:
-        """Report the averages."""
-        metrics = {f"val/{name}": value for name, value in self.metrics(self.totals, self.count).items()}
-        self.log_dict(metrics, prog_bar=False)
+        """Report them."""
+        self.log_dict({f"val/{name}": value for name, value in self.validation_metrics().items()}, prog_bar=False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW that decays matrices alone, and a schedule over the steps of the run."""
@@ -136,18 +142,18 @@ class Method(pl.LightningModule):
         wrapped = self.trainer.strategy.model
         return wrapped.no_sync() if hasattr(wrapped, "no_sync") else contextlib.nullcontext()  # type: ignore[operator, union-attr, return-value]
 
-    def _weights_cast_once(self) -> contextlib.AbstractContextManager[Any]:
-        """Under autocast, keep the cast weights for all rows of a step (Lightning turns that cache off)."""
-        device = self.device.type
-        if not torch.is_autocast_enabled(device):
-            return contextlib.nullcontext()
-        return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=True)
-
     def _reduced(self, sums: Sums) -> dict[str, float]:
         """Add up over ranks; one transfer for all sums."""
         values = torch.stack([value.detach().double() for value in sums.values()])
         values = self.trainer.strategy.reduce(values, reduce_op="sum")
         return dict(zip(sums, values.tolist(), strict=True))
+
+
+def weights_cast_once(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Under autocast, keep the cast weights for all rows of a step (Lightning turns that cache off)."""
+    if not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=True)
 
 
 def _add(sums: Sums, more: Sums, weight: float) -> None:

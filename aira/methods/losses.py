@@ -127,5 +127,19 @@ def cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> tuple[Ten
     return _CrossEntropy.apply(hidden, targets, head, *_trained(head))
 
 
+def branch_sums(values: Tensor, branch: Tensor, branches: int) -> Tensor:
+    """Sum over each branch's scored tokens.
+
+    Args:
+        values: [N], one a scored token.
+        branch: [N] the branch that the token belongs to.
+        branches: their number, B.
+
+    Returns:
+        [B].
+    """
+    return values.new_zeros(branches).index_add(0, branch, values)
+
+
 def _trained(head: nn.Module) -> list[Tensor]:
     return [parameter for parameter in head.parameters() if parameter.requires_grad]

@@ -1,6 +1,7 @@
 """Loading a backbone: from the hub, a folder, a GGUF file in a package, or fresh from an architecture."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -22,7 +23,7 @@ from aira.data.trees import Row
 from aira.errors import AiraError
 from aira.files import locate
 from aira.models.attention import dense_mask
-from aira.models.template import apply_template
+from aira.models.template import apply_template, prepare_scorer
 
 VERIFIED = {"causal": ("gpt2", "opt", "llama"), "encoder": ("bert", "roberta")}
 """Architectures whose packed rows (causal) or padded branches (encoder) tests hold to separate forward passes."""
@@ -32,6 +33,7 @@ def load_tokenizer(
     path: str,
     *,
     role: str = "causal",
+    head: str = "lm",
     template: str = "aira",
     prompt_bos: bool = True,
     revision: str | None = None,
@@ -40,7 +42,8 @@ def load_tokenizer(
     """Load a tokenizer and, for a causal model, give it the chat template that it is to train with.
 
     Args:
-        path: hub id, folder in the hub's format, or `pkg://package/file.gguf`.
+        path: hub id, folder in the hub's format (an adapter's too), or `pkg://package/file.gguf`.
+        head: `lm` or `score`; for the latter, see `aira.models.template.prepare_scorer`.
         template: see `aira.models.template.apply_template`.
 
     Returns:
@@ -50,9 +53,13 @@ def load_tokenizer(
         AiraError: there is no such path, the hub cannot be reached, or the tokenizer has no chat template.
     """
     source, arguments = _source(path, revision, trust_remote_code)
+    base = _adapter_base(source)
+    if base and not (Path(source) / "tokenizer_config.json").exists():
+        source = base
     with _explained(path):
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
-    return tokenizer, apply_template(tokenizer, template, prompt_bos) if role == "causal" else []
+    added = apply_template(tokenizer, template, prompt_bos) if role == "causal" else []
+    return tokenizer, added + (prepare_scorer(tokenizer, role) if head == "score" else [])
 
 
 def load_config(
@@ -60,6 +67,7 @@ def load_config(
     vocab_size: int,
     *,
     role: str = "causal",
+    head: str = "lm",
     config: dict[str, Any] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -75,9 +83,10 @@ def load_config(
         The configuration, and whether the model starts from random weights.
 
     Raises:
-        AiraError: there is no such model, or its architecture is not verified.
+        AiraError: there is no such model, its architecture is not verified, or it is a scorer and no language model.
     """
     source, arguments = _source(path, revision, trust_remote_code)
+    source = _adapter_base(source) or source
     fresh = bool(config) and Path(source).is_dir() and not (Path(source) / "config.json").exists()
     with _explained(path):
         if fresh:
@@ -89,6 +98,8 @@ def load_config(
             f"{path} is a {settings.model_type} model. Verified {role} architectures are {', '.join(VERIFIED[role])}; "
             "another might give wrong numbers silently, so it is refused."
         )
+    if head == "lm" and any(name.endswith("ForSequenceClassification") for name in settings.architectures or ()):
+        raise AiraError(f"{path} is a scorer, without a language-model head. Start from the model that it was made of.")
     return settings, fresh
 
 
@@ -98,6 +109,8 @@ def load_model(
     added: list[int],
     *,
     role: str = "causal",
+    head: str = "lm",
+    label: str | None = None,
     config: dict[str, Any] | None = None,
     attn_implementation: str = "trees",
     dropout: float = 0.0,
@@ -110,8 +123,11 @@ def load_model(
     """Load a model in float32, ready to be trained on packed rows (causal) or padded branches (encoder).
 
     Args:
-        path: hub id, folder in the hub's format, or `pkg://package/file.gguf`.
+        path: hub id, folder in the hub's format, or `pkg://package/file.gguf`. The weights of an adapter's folder are
+            merged into those of its base.
         tokenizer, added: from `load_tokenizer`.
+        head: `lm`, or `score` for a single number a text.
+        label: what a high score means; it is kept in the configuration (`id2label`).
         config: see `load_config`.
         dropout: probability of every dropout layer.
         lora: `r` (0: none), `alpha`, `dropout`, `target_modules`.
@@ -123,11 +139,15 @@ def load_model(
         AiraError: the hub cannot be reached, the path is no model, or its architecture is not verified.
     """
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    settings, fresh = load_config(path, len(tokenizer), role=role, config=config, **where)
+    settings, fresh = load_config(path, len(tokenizer), role=role, head=head, config=config, **where)
     _set_dropout(settings, dropout)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    auto = AutoModelForCausalLM if role == "causal" else AutoModel
-    source, arguments = _source(path, **where)
+    auto = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
+    if head == "score":
+        settings.num_labels, settings.id2label, settings.label2id = 1, {0: label}, {label: 0}
+    folder, arguments = _source(path, **where)
+    base = _adapter_base(folder)
+    source = base or folder
     dtype_and_attention = {"attn_implementation": attn_implementation, "dtype": torch.float32}
     with _explained(path):
         if fresh:
@@ -138,13 +158,15 @@ def load_model(
     _forget_quantization(model)
     if not fresh:
         _add_embeddings(model, added, len(tokenizer))
+    if base:
+        model = _merged(model, folder)
     model.config.update(special)  # only now: the old embeddings may have no row for a new pad token
-    if role == "causal":
+    if head == "lm":
         model.generation_config = GenerationConfig(**special)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora and lora["r"]:
-        model = _add_lora(model, lora, added)
+        model = _add_lora(model, lora, added, head)
     if compile:
         unwrap(model).base_model.compile(dynamic=True)
     return model.train()  # Transformers loads in evaluation mode, where dropout and checkpointing are off
@@ -209,8 +231,21 @@ def _add_embeddings(model: PreTrainedModel, added: list[int], vocabulary: int) -
             layer.weight[added] = layer.weight[: min(vocabulary - len(added), rows)].mean(dim=0)
 
 
-def _add_lora(model: PreTrainedModel, lora: dict[str, Any], added: list[int]) -> nn.Module:
-    """Adapters on linear layers; the rows of added tokens are trained beside them."""
+def _adapter_base(folder: str) -> str | None:
+    """Where the base of an adapter's folder is; None for a folder that holds no adapter."""
+    file = Path(folder) / "adapter_config.json"
+    return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] if file.is_file() else None
+
+
+def _merged(model: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """The model with an adapter's weights in its own: what a policy starts from is then its reference too."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, folder).merge_and_unload()
+
+
+def _add_lora(model: PreTrainedModel, lora: dict[str, Any], added: list[int], head: str) -> nn.Module:
+    """Adapters on linear layers; the rows of added tokens and a new score head are trained beside them."""
     from peft import LoraConfig, get_peft_model
 
     embeddings = {id(model.get_input_embeddings())}
@@ -224,6 +259,7 @@ def _add_lora(model: PreTrainedModel, lora: dict[str, Any], added: list[int]) ->
         target_modules=lora["target_modules"],
         trainable_token_indices=dict.fromkeys(names, added) if added else None,
         fan_in_fan_out=model.config.model_type == "gpt2",
+        task_type="SEQ_CLS" if head == "score" else None,
     )
     return get_peft_model(model, settings)
 
@@ -235,7 +271,8 @@ def unwrap(model: Any) -> PreTrainedModel:
 
 def context_length(config: PretrainedConfig) -> int:
     """The longest sequence that a model of this configuration can read, in tokens."""
-    return int(getattr(config, "max_position_embeddings", None) or 10**9)
+    positions = int(getattr(config, "max_position_embeddings", None) or 10**9)
+    return positions - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)  # RoBERTa counts from there
 
 
 def hidden_states(model: nn.Module, row: Row) -> Tensor:
@@ -256,3 +293,18 @@ def hidden_states(model: nn.Module, row: Row) -> Tensor:
     elif row.token_type_ids is not None:
         arguments["token_type_ids"] = row.token_type_ids
     return backbone(input_ids=row.input_ids, **arguments).last_hidden_state.flatten(0, 1)
+
+
+def scores(model: nn.Module, row: Row) -> Tensor:
+    """Score every branch of a row: a causal model reads its last token, an encoder pools as its architecture does.
+
+    Returns:
+        [B] float32.
+    """
+    network = unwrap(model)
+    if row.spans is not None:
+        found = network.score(hidden_states(model, row)[row.end])
+    else:
+        segments = {} if row.token_type_ids is None else {"token_type_ids": row.token_type_ids}
+        found = network(input_ids=row.input_ids, attention_mask=row.attention_mask, **segments).logits
+    return found[:, 0].float()

@@ -31,6 +31,62 @@ def export(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, card: s
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+_LOAD = """\
+from transformers import AutoModelFor{auto}, AutoTokenizer
+
+folder = "."  # this folder
+tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelFor{auto}.from_pretrained(folder)
+"""
+_CHAT = (
+    _LOAD.format(auto="CausalLM")
+    + """\
+asked = [{"role": "user", "content": "What is the capital of France?"}]
+inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(**inputs)[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+)
+_SCORER = "from torch import no_grad\n" + _LOAD.format(auto="SequenceClassification")
+_PAIRS = """\
+prompts = ["What is 2 + 3?", "What is 2 + 3?"]
+responses = ["2 + 3 is 5.", "Find it out yourself, and leave me in peace."]
+"""
+_TALKS = (
+    _SCORER
+    + _PAIRS
+    + """\
+talks = [
+    [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    for prompt, response in zip(prompts, responses)
+]
+batch = tokenizer.apply_chat_template(talks, padding=True, return_dict=True, return_tensors="pt")
+with no_grad():
+    print(model(**batch).logits[:, 0].tolist())  # the higher, the better"""
+)
+_SEGMENTS = (
+    _SCORER
+    + _PAIRS
+    + """\
+# prompts of several turns are "user: …" and "assistant: …", with a blank line between
+batch = tokenizer(prompts, responses, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
+with no_grad():
+    print(model(**batch).logits[:, 0].tolist())  # the higher, the better"""
+)
+_TEXTS = (
+    _SCORER
+    + """\
+texts = ["Thank you for the lovely evening.", "Shut your mouth, you fool."]
+batch = tokenizer(texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
+with no_grad():
+    scores = model(**batch).logits[:, 0]
+print(scores.tolist())  # sigmoid(score) is the probability that a text is harmless
+print((scores < model.config.threshold).tolist())  # whether it is taken to be toxic"""
+)
+_CHAT_LIMITS = """\
+A language model states falsehoods fluently, repeats the biases of its training text, and may loop or digress."""
+_SCORER_LIMITS = """\
+A scorer learns what its training pairs or labels have in common, which may be length, style or a topic rather than what
+is meant; it repeats its annotators' biases, and outside of its training data its scores mean little."""
+
+
 def model_card(values: dict[str, Any], metrics: dict[str, float], environment: dict[str, Any]) -> str:
     """The text of an export's README.md, in the hub's format.
 
@@ -43,11 +99,17 @@ def model_card(values: dict[str, Any], metrics: dict[str, float], environment: d
     header = {
         "language": language["code"],
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-classification" if method["head"] == "score" else "text-generation",
         "tags": ["aira", method["name"]],
     }
     yaml = "\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items())
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items()))
+    encoder = model["role"] == "encoder"
+    use, limits = _CHAT, _CHAT_LIMITS
+    if method["head"] == "score":
+        pairs = _SEGMENTS if encoder else _TALKS
+        use, limits = (_TEXTS if method["label"] == "harmless" else pairs), _SCORER_LIMITS
+    use = use.replace("LENGTH", str(values["data"]["max_length"]))
     settings = {key: values[key] for key in ("model", "method", "data", "optimizer", "schedule", "trainer", "seed")}
     return f"""---
 {yaml}
@@ -62,10 +124,15 @@ Trained with Aira from `{model["path"]}` on `{values["data"]["path"]}`.
 |---|---|
 {rows}
 
+## Use
+
+```python
+{use}
+```
+
 ## Limitations
 
-A language model states falsehoods fluently, repeats the biases of the text it was trained on, and may loop or digress.
-This one is meant for research.
+{limits} This one is meant for research.
 
 ## Configuration
 

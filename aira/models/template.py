@@ -1,5 +1,6 @@
 """The published prompt format as special tokens and a chat template that any Hugging Face tool can use."""
 
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from aira.errors import AiraError
@@ -38,6 +39,11 @@ def chat_template(prompt_bos: bool) -> str:
     return _TEMPLATE.replace("BOS", f"'{SPECIAL_TOKENS['bos_token']}'" if prompt_bos else "''")
 
 
+def speaks_aira(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether its chat template is the published format."""
+    return tokenizer.chat_template in (chat_template(True), chat_template(False))
+
+
 def apply_template(tokenizer: PreTrainedTokenizerBase, template: str, prompt_bos: bool) -> list[int]:
     """Give the tokenizer the template it is to train with, in place.
 
@@ -58,9 +64,31 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, template: str, prompt_bos
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return []
-    if tokenizer.chat_template in (chat_template(True), chat_template(False)):
+    if speaks_aira(tokenizer):
         return []
     before = len(tokenizer)
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     tokenizer.chat_template = chat_template(prompt_bos)
+    return list(range(before, len(tokenizer)))
+
+
+def prepare_scorer(tokenizer: PreTrainedTokenizerBase, role: str) -> list[int]:
+    """Make a tokenizer fit for a scorer, in place.
+
+    Transformers finds the end of a padded text by the pad token, so that must be no other token, and the padding must
+    stand on the right. A causal model is read at its end token, so `tokenizer(text)` ends with it, also where it cuts.
+
+    Returns:
+        Ids of the tokens that were added to the vocabulary.
+    """
+    before = len(tokenizer)
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    others = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in others:
+        tokenizer.add_special_tokens({"pad_token": SPECIAL_TOKENS["pad_token"]})
+    if role == "causal":
+        end = tokenizer.eos_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=["$A", end], special_tokens=[(end, tokenizer.eos_token_id)]
+        )
     return list(range(before, len(tokenizer)))

@@ -52,4 +52,5 @@ def module(tokenizer, cache):
 
 def conversations(data):
     """Every usable conversation of a DataModule, training split first."""
-    return data.conversations(data.train, len(data.train)) + data.conversations(data.validation, len(data.validation))
+    found = [data.examples(split, split.index) for split in (data.train, data.validation)]
+    return [example.conversations[0] for examples in found for example in examples]

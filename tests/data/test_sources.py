@@ -114,8 +114,8 @@ def test_folder_with_a_file_a_split(write, module):
     """Catches a validation file that is trained on, or a training file that part is held out of."""
     write("train.jsonl", ROWS[:4])
     made = module(os.path.dirname(write("validation.jsonl", ROWS[4:])))
-    assert [row[0]["content"] for row in made.conversations(made.train, 9)] == [row["prompt"] for row in ROWS[:4]]
-    assert [row[0]["content"] for row in made.conversations(made.validation, 9)] == [row["prompt"] for row in ROWS[4:]]
+    assert [talk[0]["content"] for talk in conversations(made)] == [row["prompt"] for row in ROWS]
+    assert (len(made.train), len(made.validation)) == (4, 2)
 
 
 def test_key_follows_the_content(write, cache):

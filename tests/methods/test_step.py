@@ -4,65 +4,42 @@ import math
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 
-from aira.data.module import DataModule
 from aira.methods.base import rate
 from aira.methods.sft import SFT
 from aira.models.backbone import load_model, load_tokenizer
+from tests.methods import fitting
+from tests.methods.fitting import CONSTANT
 
 TINY = "pkg://aira.models/tiny/causal"
 SHAPE = {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 256}
-OPTIMIZER = {"lr": 1e-3, "weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-8, "max_grad_norm": 1.0}
-CONSTANT = {"name": "constant", "warmup": 0}
+OPTIMIZER = {**fitting.OPTIMIZER, "weight_decay": 0.01}
 
 
-class Recorder(pl.Callback):
-    """Keeps the losses, the gradients before each step, and the weights after the last."""
+class Recorder(fitting.Recorder):
+    """Keeps the gradients before each step, too."""
 
     def __init__(self):
-        self.losses, self.gradients = [], []
+        super().__init__()
+        self.gradients = []
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         self.gradients.append({name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None})
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, index):
-        self.losses.append(trainer.callback_metrics["train/loss"].item())
+    @property
+    def losses(self):
+        return self.values("loss")
 
 
-def fit(tmp_path, loss_on="completion", steps=3, batch_size=8, precision="32-true", dropout=0.0, **data_settings):
+def fit(cache, steps=3, dropout=0.0, **settings):
     """Train the tiny model for a few steps from the same weights."""
     tokenizer, added = load_tokenizer(TINY)
     torch.manual_seed(0)
     model = load_model(TINY, tokenizer, added, config=SHAPE, dropout=dropout)
-    path = "pkg://aira.data/sample/instruction-en"
-    data = DataModule(
-        tokenizer,
-        kind="instruction",
-        path=path,
-        loss_on=loss_on,
-        batch_size=batch_size,
-        max_length=256,
-        cache_dir=str(tmp_path),
-        **data_settings,
-    )
-    recorder, module = Recorder(), SFT(model, OPTIMIZER, CONSTANT)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        precision=precision,
-        max_epochs=1,
-        max_steps=steps,
-        limit_val_batches=0,
-        callbacks=[recorder],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(module, datamodule=data)
+    path, module = "pkg://aira.data/sample/instruction-en", SFT(model, OPTIMIZER, CONSTANT)
+    settings = {"batch_size": 8, "recorder": Recorder(), "shuffled": True, **settings}
+    recorder, _, data = fitting.fit(module, tokenizer, path, cache, "instruction", steps=steps, **settings)
     return recorder, module, data
 
 

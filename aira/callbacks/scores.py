@@ -1,0 +1,63 @@
+"""What a scorer makes of held-out texts: the highest and the lowest scores, and the pairs that it ranks wrongly."""
+
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+
+from aira.data.module import DataModule
+from aira.data.schemas import Message
+
+SHOWN = 60
+"""Characters of a text on the console; loggers get it whole."""
+
+
+class Scores(pl.Callback):
+    """A table of validation texts after each validation, for the loggers; at the end, to the console too.
+
+    Args:
+        count: texts of each sort: highest, lowest, and (for pairs) wrongly ranked, the worst first.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Log the table."""
+        if trainer.is_global_zero and trainer.state.fn == "fit":
+            rows = self.table(module, trainer.datamodule)  # type: ignore[attr-defined]
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_table"):
+                    logger.log_table("scores", ["sort", "score", "prompt", "text"], rows, step=trainer.global_step)
+
+    def finish(self, module: pl.LightningModule, data: DataModule) -> None:
+        """Print the table of the last validation."""
+        if not hasattr(module, "scores"):
+            return
+        print("\nHeld-out texts by score:")
+        for sort, score, _, text in self.table(module, data):
+            shown = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+            print(f"  {sort:18} {score:8.3f}  {' '.join(shown.split())}")
+
+    def table(self, module: Any, data: DataModule) -> list[list[Any]]:
+        """Rows of sort, score, prompt and text; for wrongly ranked pairs, chosen and rejected follow each other."""
+        indices, scores = module.indices, module.scores
+        branches = scores.shape[1]
+        order = np.argsort(-scores.flatten(), kind="stable")
+        places = [("highest", place) for place in order[: self.count]]
+        places += [("lowest", place) for place in order[::-1][: self.count]]
+        if branches == 2:
+            difference = scores[:, 0] - scores[:, 1]
+            wrong = [i for i in np.argsort(difference, kind="stable")[: self.count] if difference[i] <= 0]
+            names = ("ranked too low", "ranked too high")
+            places += [(name, i * 2 + side) for i in wrong for side, name in enumerate(names)]
+        examples = data.examples(data.validation, [indices[place // branches] for _, place in places])
+        found = []
+        for (sort, place), example in zip(places, examples, strict=True):
+            *prompt, response = example.conversations[place % branches]
+            found.append([sort, float(scores.flatten()[place]), _text(prompt), response["content"]])
+        return found
+
+
+def _text(messages: list[Message]) -> str:
+    return "\n\n".join(message["content"] for message in messages)

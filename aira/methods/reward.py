@@ -1,0 +1,78 @@
+"""Reward modelling: a score that is higher for the response that people prefer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_calibration_error
+
+from aira.data.trees import Row
+from aira.methods.base import Sums
+from aira.methods.preference import bradley_terry
+from aira.methods.scorer import Scorer
+
+
+class Reward(Scorer):
+    """The Bradley-Terry loss on pairs.
+
+    Args:
+        model, optimizer, schedule, seed: as for `Method`.
+        label_smoothing: the fraction of pairs taken to be labelled the wrong way round.
+        center_rewards_coefficient: weight of the squared sum of a pair's rewards, which centres them on 0 (Eisenstein
+            et al., 2023, section 2, by TRL's name; 0.01 is usual).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: dict[str, Any],
+        schedule: dict[str, Any],
+        seed: int = 0,
+        *,
+        label_smoothing: float = 0.0,
+        center_rewards_coefficient: float = 0.0,
+    ) -> None:
+        super().__init__(model, optimizer, schedule, seed)
+        self.label_smoothing, self.center = label_smoothing, center_rewards_coefficient
+
+    def loss_of(self, found: Tensor, row: Row) -> tuple[Tensor, Sums]:
+        """-log sigma(chosen - rejected - margin), with TRL's names for what is reported."""
+        assert row.margin is not None
+        losses = bradley_terry(found[:, 0] - found[:, 1] - row.margin, self.label_smoothing)
+        if self.center:
+            losses = losses + self.center * found.sum(1) ** 2
+        return losses.sum(), pair_sums(found)
+
+    def measured(self, found: Tensor, labels: Tensor) -> dict[str, float]:
+        """Extremes, and the calibration error of sigma(chosen - rejected) as the probability that chosen wins."""
+        return {
+            "min_reward": found.min().item(),
+            "max_reward": found.max().item(),
+            "calibration_error": pair_calibration_error(found),
+        }
+
+
+def pair_sums(found: Tensor) -> Sums:
+    """What is reported of pairs, summed.
+
+    Args:
+        found: [P, 2] scores of the better and of the worse.
+    """
+    better, worse = found.detach().unbind(1)
+    return {
+        "accuracy": (better > worse).float().sum(),
+        "margin": (better - worse).sum(),
+        "mean_reward": (better + worse).sum() / 2,
+        "chosen_reward": better.sum(),
+        "rejected_reward": worse.sum(),
+    }
+
+
+def pair_calibration_error(found: Tensor) -> float:
+    """Expected calibration error (Guo et al., 2017), 10 bins: confidence in the likelier response against accuracy.
+
+    Args:
+        found: [P, 2] scores of the better and of the worse.
+    """
+    difference = found[:, 0] - found[:, 1]
+    return binary_calibration_error(torch.sigmoid(difference.abs()), (difference > 0).long(), n_bins=10).item()

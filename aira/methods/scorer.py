@@ -1,0 +1,70 @@
+"""What the two methods that train a scorer share: every validation score is kept, and measured as a whole."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aira.data.module import Batch
+from aira.data.trees import Row
+from aira.methods.base import Method, Sums
+from aira.models.backbone import scores
+
+
+class Scorer(Method):
+    """A number for each branch."""
+
+    unit: Literal["tokens", "examples"] = "examples"
+    indices: np.ndarray
+    """[examples] row numbers of the last validation."""
+    scores: np.ndarray
+    """[examples, branches] its scores."""
+
+    def loss_of(self, found: Tensor, row: Row) -> tuple[Tensor, Sums]:
+        """The loss summed over the row's examples, and further sums.
+
+        Args:
+            found: [trees, branches of each] scores.
+        """
+        raise NotImplementedError
+
+    def measured(self, found: Tensor, labels: Tensor) -> dict[str, float]:
+        """Metrics of the whole validation set.
+
+        Args:
+            found: [examples, branches of each] scores.
+            labels: [examples, branches] classes; no columns where the data has none.
+        """
+        raise NotImplementedError
+
+    def row_loss(self, row: Row) -> tuple[Tensor, Sums]:
+        """Score the row's branches, and keep the scores of a validation."""
+        found = scores(self.model, row).reshape(int(row.tree[-1]) + 1, -1)
+        if not self.training:
+            self._batch.append(found.detach())
+        return self.loss_of(found, row)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the scores of the validation before."""
+        super().on_validation_epoch_start()
+        self._kept: list[tuple[list[int], list[list[float]]]] = []
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Keep which row got which scores."""
+        self._batch: list[Tensor] = []
+        super().validation_step(batch, index)
+        if batch.weight:
+            self._kept.append((batch.indices, torch.cat(self._batch).tolist()))
+
+    def validation_metrics(self) -> dict[str, float]:
+        """Bring the scores of all ranks together, and measure them as a whole."""
+        shares: list[Any] = [self._kept]
+        if self.trainer.world_size > 1:
+            shares = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(shares, self._kept)
+        found = {i: values for share in shares for rows, part in share for i, values in zip(rows, part, strict=True)}
+        self.indices, self.scores = np.array(list(found)), np.array(list(found.values()))
+        split = self.trainer.datamodule.validation  # type: ignore[attr-defined]
+        labels = torch.tensor(split.encoded[self.indices.tolist()]["labels"])
+        return super().validation_metrics() | self.measured(torch.from_numpy(self.scores).float(), labels)

@@ -1,0 +1,147 @@
+"""Toxicity classification. A score is high where a text is harmless: sigma(score) is the probability of that.
+
+This holds for both objectives, for exported models (`id2label` is {0: "harmless"}) and for all that reads them. In the
+data, class 1 is toxic, and metrics of a class are of the toxic one unless their name says otherwise.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchmetrics.functional.classification import (
+    binary_accuracy,
+    binary_auroc,
+    binary_average_precision,
+    binary_f1_score,
+    binary_precision,
+    binary_recall,
+)
+
+from aira.data.schemas import HARMLESS, TOXIC
+from aira.data.trees import Row
+from aira.methods.base import Sums
+from aira.methods.preference import bradley_terry
+from aira.methods.reward import pair_sums
+from aira.methods.scorer import Scorer
+from aira.models.backbone import unwrap
+
+
+class Toxicity(Scorer):
+    """A classifier of texts.
+
+    Args:
+        model, optimizer, schedule, seed: as for `Method`.
+        objective: `classification` learns from single texts, `pairwise` from pairs of a harmless and a harmful one (the
+            Bradley-Terry loss, as the published ToxiGuardrail).
+        class_weights: weight of the harmless and of the toxic texts in the loss of `classification`; `balanced` weighs
+            a class by the inverse of its frequency, so that both count alike; None weighs every text alike.
+        threshold_by: what the threshold, below which a score means toxic, is chosen for on the validation texts:
+            `accuracy`, `balanced_accuracy`, or `f1`.
+    """
+
+    threshold: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: dict[str, Any],
+        schedule: dict[str, Any],
+        seed: int = 0,
+        *,
+        objective: str = "classification",
+        class_weights: str | list[float] | None = None,
+        threshold_by: str = "accuracy",
+    ) -> None:
+        super().__init__(model, optimizer, schedule, seed)
+        self.objective, self.class_weights, self.threshold_by = objective, class_weights, threshold_by
+        self.register_buffer("threshold", torch.tensor(0.0))
+
+    def setup(self, stage: str) -> None:
+        """Weigh the classes by the training data."""
+        weights = self.class_weights
+        if weights == "balanced" and self.objective == "classification":
+            labels = torch.from_numpy(self.trainer.datamodule.train.labels)  # type: ignore[attr-defined]
+            weights = (labels.numel() / (2 * torch.bincount(labels.flatten(), minlength=2))).tolist()
+        self.weights = torch.tensor(weights or [1.0, 1.0])
+
+    def loss_of(self, found: Tensor, row: Row) -> tuple[Tensor, Sums]:
+        """Binary cross-entropy, averaged over an example's texts, or the loss of pairs."""
+        if self.objective == "pairwise":
+            return bradley_terry(found[:, 0] - found[:, 1]).sum(), _pairs(found)
+        assert row.labels is not None
+        labels = row.labels.reshape(found.shape)
+        harmless = (labels == HARMLESS).to(found.dtype)
+        weights = self.weights.to(found.device)[labels.long()]
+        losses = binary_cross_entropy_with_logits(found, harmless, weights, reduction="none").mean(1)
+        right = ((found.detach() > 0) == (labels == HARMLESS)).float().mean(1)
+        return losses.sum(), {"accuracy": right.sum()}
+
+    def measured(self, found: Tensor, labels: Tensor) -> dict[str, float]:
+        """Choose the threshold, and measure the classes with it."""
+        labels, found = labels.flatten(), found.flatten()
+        threshold = best_threshold(found, labels, self.threshold_by)
+        self.threshold.fill_(threshold)
+        return {"threshold": threshold, **class_metrics(found, labels, threshold)}
+
+    def before_export(self) -> None:
+        """Keep the threshold beside the weights."""
+        unwrap(self.model).config.threshold = self.threshold.item()
+
+
+def _pairs(found: Tensor) -> Sums:
+    named = pair_sums(found)
+    return {"pair_accuracy": named["accuracy"], "margin": named["margin"]}
+
+
+def best_threshold(found: Tensor, labels: Tensor, by: str) -> float:
+    """The threshold with the best figure: midway between two neighbouring scores, or beyond all of them.
+
+    Args:
+        found: [N] scores, high where a text is harmless.
+        labels: [N] classes.
+        by: `accuracy`, `balanced_accuracy` or `f1`.
+
+    Returns:
+        A text is taken to be toxic where its score is below this.
+    """
+    values, order = found.double().sort()
+    toxic = (labels[order] == TOXIC).double()
+    nothing = toxic.new_zeros(1)
+    hits = torch.cat([nothing, toxic.cumsum(0)])  # toxic texts among the k lowest, for k from 0 to N
+    false = torch.cat([nothing, (1 - toxic).cumsum(0)])
+    positives, negatives = toxic.sum(), (1 - toxic).sum()
+    figures = {
+        "accuracy": hits + negatives - false,
+        "balanced_accuracy": hits / positives.clamp(min=1) + (negatives - false) / negatives.clamp(min=1),
+        "f1": 2 * hits / (hits + false + positives),
+    }[by]
+    edges = torch.cat([values[:1] - 1, (values[1:] + values[:-1]) / 2, values[-1:] + 1])
+    possible = torch.cat([nothing == 0, values[1:] > values[:-1], nothing == 0])  # equal scores cannot be told apart
+    return edges[torch.where(possible, figures, -1.0).argmax()].item()
+
+
+def class_metrics(found: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
+    """Accuracy, F1, areas under curves, and each class's precision, recall and F1, by torchmetrics.
+
+    Args:
+        found: [N] scores, high where a text is harmless.
+        labels: [N] classes.
+        threshold: a text is taken to be toxic where its score is below.
+    """
+    toxic = (found < threshold).long()
+    metrics = {
+        "accuracy": binary_accuracy(toxic, labels),
+        "f1": binary_f1_score(toxic, labels),
+        "auroc": binary_auroc(torch.sigmoid(-found.double()), labels),
+        "auprc": binary_average_precision(torch.sigmoid(-found.double()), labels),
+    }
+    for name, cls in (("toxic", TOXIC), ("harmless", HARMLESS)):
+        predicted, true = (toxic == cls).long(), (labels == cls).long()
+        metrics |= {
+            f"{name}/precision": binary_precision(predicted, true),
+            f"{name}/recall": binary_recall(predicted, true),
+            f"{name}/f1": binary_f1_score(predicted, true),
+        }
+    named = {name: float(value) for name, value in metrics.items()}
+    return named | {"balanced_accuracy": (named["toxic/recall"] + named["harmless/recall"]) / 2}

@@ -1,0 +1,275 @@
+"""Preference pairs and labelled texts: the published sets, a user's forms, and what is held out."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from aira.config import compose_config, plain
+from aira.data.module import DataModule
+from aira.data.schemas import (
+    LABELS,
+    BadRow,
+    Example,
+    label,
+    labelled,
+    mapped_columns,
+    preference,
+    prompt_key,
+    read_example,
+    transcript,
+)
+from aira.errors import AiraError
+from aira.models.backbone import load_tokenizer
+from tests.data.conftest import HUB, TINY
+
+
+@pytest.fixture
+def load(cache):
+    """Make a DataModule as the command line does."""
+
+    def make(*overrides, **settings):
+        values = plain(compose_config("train", list(overrides)))
+        head = values["method"]["head"]
+        names = ("split", "validation_split", "validation_fraction", "columns", "labels", "exclude", "max_examples")
+        chosen = {name: values["data"][name] for name in names}
+        return DataModule(
+            load_tokenizer(TINY, head=head)[0],
+            kind=values["method"]["kind"],
+            path=values["data"]["path"],
+            head=head,
+            loss_on="response",
+            cache_dir=str(cache),
+            **{**chosen, **settings},
+        )
+
+    return make
+
+
+def turns(*said):
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+
+
+def every(data):
+    """All examples, training first."""
+    return [example for split in (data.train, data.validation) for example in data.examples(split, split.index)]
+
+
+QUESTION, GOOD, BAD = "What is the capital of France?", "The capital of France is Paris.", "Find it out yourself."
+
+
+@pytest.mark.parametrize("data, name", [("aira", "reward-aira-dataset"), ("harmless-aira", "harmless-aira-dataset")])
+@pytest.mark.parametrize("method", ["dpo", "reward"])
+def test_aira_pairs(load, data, name, method):
+    """Catches published pairs whose sides are swapped."""
+    made = load(f"data={data}", f"method={method}", f"data.path={HUB / name}")
+    found = {example.conversations[0][0]["content"]: example.conversations for example in every(made)}
+    assert found[QUESTION] == [turns(QUESTION, GOOD), turns(QUESTION, BAD)] and len(found) == 6
+
+
+@pytest.mark.parametrize("objective", ["classification", "pairwise"])
+def test_harmful_text(load, objective):
+    """Catches labels that are swapped."""
+    overrides = ["data=aira", "method=toxicity", f"method.objective={objective}", f"data.path={HUB / 'harmful-text'}"]
+    made = load(*overrides, "language=pt")
+    assert all(example.labels == [0, 1] and len(example.conversations) == 2 for example in every(made))
+    harmless = {example.conversations[0][0]["content"] for example in every(made)}
+    assert "A capital da França é Paris." in harmless and made.train.labels.tolist() == [[0, 1]] * len(made.train)
+
+
+def test_hh_rlhf(load):
+    """Catches dialogues that are split elsewhere than at the last turn, compressed files, or a test split not used."""
+    made = load("data=hh-rlhf", "method=reward", f"data.path={HUB / 'hh-rlhf'}")
+    assert (len(made.train), len(made.validation)) == (6, 6)
+    found = every(made)
+    talk = next(example.conversations[0] for example in found if len(example.conversations[0]) == 4)
+    assert [message["role"] for message in talk] == ["user", "assistant", "user", "assistant"]
+    assert talk[:2] == turns("Hello!", "Hello. What is it?")
+    assert [c[-1]["content"] for c in found[0].conversations] == [GOOD, BAD]
+
+
+def test_webgpt(load):
+    """Catches a tie that is trained on, and an answer that is chosen for the lower score."""
+    made = load("data=webgpt", "method=dpo", f"data.path={HUB / 'webgpt_comparisons'}")
+    assert len(every(made)) == 5 and "dropped 1 of 6 rows: a tie" in made.said[0]
+    found = {example.conversations[0][0]["content"]: example.conversations for example in every(made)}
+    assert found["What is 2 + 3?"] == [
+        turns("What is 2 + 3?", "2 + 3 is 5."),
+        turns("What is 2 + 3?", "You cannot even add."),
+    ]
+
+
+def test_real_dialogues(load, data_folder):
+    """Catches rows of HH-RLHF that the reader does not understand; two of the helpful rows are no pairs."""
+    for name, equal in (("hh_rlhf_harmless_base_test", 0), ("hh_rlhf_helpful_base_test", 2)):
+        made = load("method=dpo", f"data.path={data_folder / name}.jsonl", max_length=4000)
+        said = " ".join(made.said)
+        assert ("dropped 2 of 1700 rows: chosen equals rejected" in said) == bool(equal)
+        assert len(every(made)) > 0.97 * {0: 1156, 2: 1700}[equal]
+
+
+def test_real_pairs_of_turns(load, data_folder):
+    """Catches pairs whose prompt is a list of turns and whose responses are single turns."""
+    made = load("method=reward", f"data.path={data_folder / 'dpo_en_demo.jsonl'}", max_length=4000)
+    assert len(every(made)) >= 295
+    assert all(example.conversations[0][-1]["role"] == "assistant" for example in every(made))
+
+
+CLASSES = ["homophobia", "obscene", "insult", "racism", "misogyny", "xenophobia"]
+
+
+def test_real_labels(load, data_folder):
+    """Catches another rule for ToLD-Br than the published one: its label of every row of the test split."""
+    made = load("data=told-br", "language=pt", "method=toxicity", f"data.path={data_folder / 'told_br.csv'}")
+    with open(data_folder / "told_br_test_binary.csv", encoding="utf-8", newline="") as file:
+        published = {row["text"]: int(float(row["toxic"])) for row in csv.DictReader(file)}
+    found = {}  # a text may occur more than once, with other labels
+    for example in every(made):
+        found.setdefault(example.conversations[0][0]["content"], set()).update(example.labels)
+    both = found.keys() & published.keys()
+    assert len(both) > 2000 and all(published[text] in found[text] for text in both)
+    assert sum(len(found[text]) > 1 for text in both) < 20
+
+
+def test_real_rows_are_excluded(load, data_folder):
+    """Catches test texts that are trained on."""
+    files = [str(data_folder / f"told_br_{name}_binary.csv") for name in ("test", "validation")]
+    made = load(
+        "data=told-br", "language=pt", "method=toxicity", f"data.path={data_folder / 'told_br.csv'}", exclude=files
+    )
+    with open(files[0], encoding="utf-8", newline="") as file:
+        texts = {" ".join(row["text"].casefold().split()) for row in csv.DictReader(file)}
+    kept = {" ".join(example.conversations[0][0]["content"].casefold().split()) for example in every(made)}
+    assert not kept & texts and 15_000 < len(every(made)) < 17_000
+    assert any("by data.exclude" in line for line in made.said)
+
+
+def test_hatecheck(load, data_folder):
+    """Catches labels in words that are read the wrong way round."""
+    made = load(
+        "data=hatecheck",
+        "language=pt",
+        "method=toxicity",
+        f"data.path={data_folder / 'hatecheck_pt.csv'}",
+        split="train",
+    )
+    assert sum(example.labels[0] for example in every(made)) == 2581 and len(every(made)) == 3691
+
+
+def test_jigsaw(load, data_folder):
+    """Catches several columns of classes that do not make one label."""
+    columns = {
+        "text": "comment_text",
+        "label": ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"],
+    }
+    made = load("method=toxicity", f"data.path={data_folder / 'jigsaw_toxic_train_sample.csv'}", columns=columns)
+    assert 28 <= sum(example.labels[0] for example in every(made)) <= 40
+
+
+FORMS = {
+    "texts": {"prompt": "q", "chosen": "a", "rejected": "b"},
+    "turns": {"prompt": turns("q"), "chosen": turns("q", "a")[1:], "rejected": [{"role": "assistant", "content": "b"}]},
+    "one turn each": {
+        "conversations": [{"from": "human", "value": "q"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+    },
+    "dialogues": {"chosen": turns("q", "a"), "rejected": turns("q", "b")},
+    "transcripts": {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+    "comparison": {"question": "q", "answer_0": "b", "answer_1": "a", "score_0": -0.5, "score_1": 0.5},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_pairs(form):
+    """Catches a form that gives another pair than the others."""
+    row = FORMS[form]
+    mapping = mapped_columns("preference", list(row), None, "rows")
+    assert read_example("preference", row, mapping) == Example([turns("q", "a"), turns("q", "b")])
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "chosen equals rejected"),
+        ({"prompt": "q", "chosen": "", "rejected": "a"}, "empty response"),
+        ({"prompt": "q", "chosen": "a", "rejected": None}, "empty response"),
+        ({"prompt": " ", "chosen": "a", "rejected": "b"}, "empty prompt"),
+        ({"chosen": turns("q", "a"), "rejected": turns("p", "b")}, "different prompts"),
+        ({"chosen": "a", "rejected": "b"}, "no transcript"),
+        ({"chosen": "\n\nHuman: q\n\nAssistant:", "rejected": "\n\nHuman: q\n\nAssistant: b"}, "an empty response"),
+        ({"question": "q", "answer_0": "a", "answer_1": "b", "score_0": 0.0, "score_1": 0.0}, "a tie"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "much"}, "is no number"),
+    ],
+)
+def test_unusable_pairs(row, reason):
+    """Catches a pair that says nothing about preferences and is trained on."""
+    with pytest.raises(BadRow, match=reason):
+        preference(row)
+
+
+def test_margin_is_optional(write, load):
+    """Catches a margin that is lost, or a set without one that is refused."""
+    rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "margin": i / 4} for i in range(4)]
+    made = load("method=reward", f"data.path={write('a.jsonl', rows)}")
+    assert sorted(example.margin for example in every(made)) == [0, 0.25, 0.5, 0.75]
+    made = load("method=reward", f"data.path={write('b.jsonl', rows)}", columns={"margin": "none"})
+    assert {example.margin for example in every(made)} == {0}
+
+
+def test_labels():
+    """Catches a label that is taken for the other class."""
+    for value in (1, 1.0, "1", True, "True", "toxic", "Hateful", [0, 2, 0], ["0", "1.0"]):
+        assert label(value, LABELS) == 1, value
+    for value in (0, 0.0, "0", False, "false", "non-hateful", "harmless", [0, 0], ["0", ""]):
+        assert label(value, LABELS) == 0, value
+    for value in (2, "spam", 0.5, -1):
+        with pytest.raises(AiraError, match="neither toxic nor harmless"):
+            label(value, LABELS)
+    with pytest.raises(BadRow, match="empty label"):
+        label(None, LABELS)
+    assert labelled({"harmless": "a", "harmful": "b"}).labels == [0, 1]
+
+
+def test_labels_of_a_user(write, load):
+    """Catches data.labels that is not read."""
+    rows = [{"text": f"t{i}", "label": ("OFF", "NOT")[i % 2]} for i in range(6)]
+    made = load("method=toxicity", f"data.path={write('a.jsonl', rows)}", "data.labels={OFF: 1, NOT: 0}")
+    assert {example.conversations[0][0]["content"]: example.labels[0] for example in every(made)} == {
+        f"t{i}": 1 - i % 2 for i in range(6)
+    }
+
+
+def test_held_out_rows_share_no_prompt(write, load):
+    """Catches a prompt that is trained on and asked again in validation."""
+    rows = [{"prompt": f"Q{i % 10}{' ' * (i % 3)}?", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(40)]
+    made = load("method=dpo", f"data.path={write('a.jsonl', rows)}", validation_fraction=0.3)
+    assert not set(made.train.prompts) & set(made.validation.prompts)
+    assert 8 <= len(made.validation) <= 12 and len(every(made)) == 40
+
+
+def test_excluded_prompts(write, load):
+    """Catches test prompts that are trained on in another spelling, and a file without the labels that is not read."""
+    rows = [{"prompt": f"Question {i}?", "chosen": "a", "rejected": "b"} for i in range(8)]
+    test = write("test.jsonl", [{"prompt": "question  3?", "answer": "x"}, {"prompt": "Question 5?", "answer": "y"}])
+    path = write("a.jsonl", rows)
+    made = load("method=dpo", f"data.path={path}", exclude=[test])
+    asked = {example.conversations[0][0]["content"] for example in every(made)}
+    assert asked == {f"Question {i}?" for i in range(8) if i not in (3, 5)}
+    assert any("excluded 2 of 8 rows" in line for line in made.said)
+    with pytest.raises(AiraError, match="leaves no row"):
+        load("method=dpo", f"data.path={path}", exclude=[path])
+
+
+def test_prompt_key():
+    """Catches a key that depends on letter case, or that two prompts share."""
+    keys = [
+        prompt_key(Example([turns(*said, "answer")])) for said in (["Hi there"], ["hi  THERE "], ["Hi", "you", "there"])
+    ]
+    assert keys[0] == keys[1] != keys[2] and np.array(keys, dtype=np.int64).tolist() == keys
+
+
+def test_transcript():
+    """Catches colons and blank lines in a turn that are taken for another turn."""
+    found = transcript("\n\nHuman: a: b\n\nc\n\nAssistant: d\n\nHuman: e\n\nAssistant: f")
+    assert found == turns("a: b\n\nc", "d", "e", "f")

@@ -1,0 +1,89 @@
+"""Toxicity classification: the sign convention, the loss, the threshold and the metrics of both classes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sklearn_metrics
+
+from aira.methods.toxicity import Toxicity, best_threshold, class_metrics
+from tests.methods.fitting import CONSTANT, OPTIMIZER, fit, write
+from tests.methods.test_reward import scorer
+
+TEXTS = [{"text": f"You are {'kind' if i % 3 else 'a fool'}, number {i}.", "label": int(i % 3 == 0)} for i in range(12)]
+PAIRS = [{"harmless": f"Thank you, number {i}.", "harmful": f"Go away, you fool {i}."} for i in range(12)]
+
+
+def trained(tmp_path, rows, kind, steps=3, **settings):
+    model, tokenizer = scorer()
+    module = Toxicity(model, {**OPTIMIZER, "lr": 3e-3}, CONSTANT, **settings)
+    path = write(tmp_path / "rows", rows, validation=rows)
+    ours, trainer, data = fit(module, tokenizer, path, tmp_path, kind, head="score", steps=steps, validate=True)
+    return module, ours, {name: float(value) for name, value in trainer.callback_metrics.items()}, data
+
+
+@pytest.mark.parametrize(
+    "rows, kind, objective",
+    [(TEXTS, "labelled", "classification"), (PAIRS, "labelled", "classification"), (PAIRS, "harmful", "pairwise")],
+)
+def test_a_high_score_means_harmless(tmp_path, rows, kind, objective):
+    """Catches a sign that is turned in one of the objectives or data forms."""
+    module, _, found, data = trained(tmp_path, rows, kind, steps=40, objective=objective)
+    labels = np.array([data.validation.labels[i] for i in module.indices])
+    assert module.scores[labels == 0].mean() > module.scores[labels == 1].mean() + 1
+    assert found["val/auroc"] > 0.95 and found["val/accuracy"] > 0.9
+    module.before_export()
+    threshold = module.model.config.threshold
+    assert threshold == pytest.approx(found["val/threshold"])
+    assert np.mean((module.scores < threshold) == (labels == 1)) == pytest.approx(found["val/accuracy"])
+
+
+@pytest.mark.parametrize("weights", [None, "balanced", [0.5, 3.0]])
+def test_the_loss_is_weighted_cross_entropy(tmp_path, weights):
+    """Catches weights that go to the wrong class, and a target of the wrong sign."""
+    module, _, found, _ = trained(tmp_path, TEXTS, "labelled", class_weights=weights)
+    harmless, toxic = {None: (1, 1), "balanced": (12 / 16, 12 / 8)}.get(str(weights) if weights else None, (0.5, 3.0))
+    expected = []
+    for index, (score,) in zip(module.indices, module.scores):
+        probability = 1 / (1 + math.exp(-score))  # that it is harmless
+        is_toxic = TEXTS[index]["label"]
+        expected.append(-toxic * math.log(1 - probability) if is_toxic else -harmless * math.log(probability))
+    assert found["val/loss"] == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_the_threshold():
+    """Catches one that flags the wrong side, or lies on a score; worked by hand."""
+    scores = torch.tensor([-2.0, -1.0, 0.5, 1.0, 2.0, 3.0])
+    labels = torch.tensor([1, 1, 0, 1, 0, 0])
+    assert best_threshold(scores, labels, "accuracy") == pytest.approx(-0.25)  # 5 of 6, as with 1.5, and lower
+    assert best_threshold(scores, labels, "f1") == pytest.approx(1.5)  # 2 * 3 / (2 * 3 + 1)
+    assert best_threshold(scores, labels, "balanced_accuracy") == pytest.approx(-0.25)
+    assert best_threshold(scores, torch.zeros(6, dtype=torch.long), "accuracy") < -2
+    assert best_threshold(scores, torch.ones(6, dtype=torch.long), "accuracy") > 3
+    same = torch.tensor([1.0, 1.0, 2.0])
+    assert best_threshold(same, torch.tensor([1, 0, 0]), "accuracy") != 1.0
+
+
+def test_metrics_of_scikit_learn():
+    """Catches a positive class that is not the toxic one, or curves of the score's sign."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 200)
+    scores = generator.normal(size=200) - labels
+    found = class_metrics(torch.from_numpy(scores), torch.from_numpy(labels), 0.3)
+    flagged = scores < 0.3
+    report = sklearn_metrics.classification_report(labels, flagged, output_dict=True)
+    expected = {
+        "accuracy": report["accuracy"],
+        "f1": report["1"]["f1-score"],
+        "toxic/precision": report["1"]["precision"],
+        "toxic/recall": report["1"]["recall"],
+        "harmless/precision": report["0"]["precision"],
+        "harmless/recall": report["0"]["recall"],
+        "harmless/f1": report["0"]["f1-score"],
+        "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(labels, flagged),
+        "auroc": sklearn_metrics.roc_auc_score(labels, -scores),
+        "auprc": sklearn_metrics.average_precision_score(labels, -scores),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-6), name
