@@ -27,7 +27,9 @@ square matmul in the same precision and with the same number of threads, where
     model FLOPs = 6 x (matmul weights without embedding and LM head) x (tokens, without padding)
                 + 6 x (hidden size x vocabulary) x (scored tokens)
 
-Attention scores, recomputation and padding do not count: they are cost, not work asked for.
+Attention scores, recomputation, padding and a reference model do not count: they are cost, not work
+asked for. A prompt's tokens count once for each response, so sharing them can exceed what is possible
+without.
 """
 
 import ctypes
@@ -91,6 +93,8 @@ class Meter:
         self.scored: list[int] = []
         self.examples: list[int] = []
         self.seconds: list[float] = []
+        self.margins: list[float] = []
+        self.prepared = 0.0  # seconds of work before the first step that is due to all of them
         self.activation = 0
         self.idle: int | None = None
         self._gradients: dict[int, int] = {}
@@ -98,7 +102,7 @@ class Meter:
 
     def attach(self, model: nn.Module) -> None:
         linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        head = model.get_output_embeddings()  # type: ignore[operator]
+        head = model.get_output_embeddings() or model.score  # type: ignore[operator]
         self.body_weights = sum(m.weight.numel() for m in linear if m is not head)
         self.head_weights = head.weight.numel()
         for parameter in model.parameters():
@@ -106,10 +110,14 @@ class Meter:
                 parameter.register_post_accumulate_grad_hook(self._gradient_ready)
         register_optimizer_step_post_hook(self._optimizer_stepped)
 
-    def step(self, loss: float, tokens: int, scored: int, examples: int) -> None:
-        """``loss`` of the whole batch, its ``tokens`` without padding, those ``scored``, ``examples``."""
+    def step(self, loss: float, tokens: int, scored: int, examples: int, margin: float = 0.0) -> None:
+        """``loss`` of the whole batch, its ``tokens`` without padding, those ``scored``, ``examples``.
+
+        ``margin`` of rewards, where there are any: compared as the losses are.
+        """
         self.seconds.append(time.perf_counter() - self._start)
         self.losses.append(float(loss))
+        self.margins.append(float(margin))
         self.tokens.append(int(tokens))
         self.scored.append(int(scored))
         self.examples.append(int(examples))
@@ -126,6 +134,7 @@ class Meter:
         )
         return {
             "tokens_per_second": tokens / seconds,
+            "with_preparation": tokens / (seconds + self.prepared * tokens / sum(self.tokens)),
             "examples_per_second": examples / seconds,
             "step_seconds": statistics.median(self.seconds[self.warmup :]),
             "activation_bytes": self.activation,
@@ -134,6 +143,7 @@ class Meter:
             "tokens": self.tokens,
             "scored": self.scored,
             "losses": self.losses,
+            "margins": self.margins,
         }
 
     def _gradient_ready(self, parameter: torch.Tensor) -> None:
@@ -186,24 +196,31 @@ def markdown_table(runs: dict[str, list[Run]], reference: str) -> str:
     reference = reference if reference in runs else next(iter(runs))
     expected = runs[reference][0]
     lines = [
-        "| contender | tokens/s | ratio | examples/s | step, s | activations, MB | ratio "
-        "| of matmul rate | max loss difference |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| contender | tokens/s | ratio | with cache | ratio | examples/s | step, s | activations, MB | ratio "
+        "| of matmul rate | max difference of losses | of margins |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, repeated in runs.items():
-        same = all(run["scored"] == expected["scored"] for run in repeated)
-        difference = max(abs(a - b) for run in repeated for a, b in zip(run["losses"], expected["losses"]))
-        speed, memory = (median(name, key) for key in ("tokens_per_second", "activation_bytes"))
+        same = all(run[key] == expected[key] for run in repeated for key in ("scored", "tokens"))
+        differences = [
+            max(abs(a - b) for run in repeated for a, b in zip(run[key], expected[key]))
+            for key in ("losses", "margins")
+        ]
+        speed, whole, memory = (
+            median(name, key) for key in ("tokens_per_second", "with_preparation", "activation_bytes")
+        )
         cells = [
             name,
             f"{speed:.0f}",
             f"{speed / median(reference, 'tokens_per_second'):.2f}",
+            f"{whole:.0f}",
+            f"{whole / median(reference, 'with_preparation'):.2f}",
             f"{median(name, 'examples_per_second'):.2f}",
             f"{median(name, 'step_seconds'):.2f}",
             f"{memory / 1e6:.0f}",
             f"{memory / median(reference, 'activation_bytes'):.2f}",
             f"{median(name, 'flops_per_second') / rate:.0%}",
-            f"{difference:.1e}" if same else "other tokens",
+            *(f"{difference:.1e}" if same else "other tokens" for difference in differences),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"Matmul rate {rate / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads."]

@@ -1,4 +1,4 @@
-"""The fine-tuning benchmark runs, and its contenders compute the same losses."""
+"""The training benchmarks run, and their contenders compute the same losses and margins."""
 
 import subprocess
 import sys
@@ -9,13 +9,21 @@ from tests.end_to_end.command import ENVIRONMENT, ROOT
 
 
 @pytest.mark.slow
-def test_contenders_agree(tmp_path):
+@pytest.mark.parametrize(
+    "name, contenders",
+    [
+        ("sft", ["trl", "trl-best", "aira"]),
+        ("dpo", ["trl", "trl-cached", "trl-best", "aira"]),
+        ("reward", ["trl", "trl-best", "aira"]),
+    ],
+)
+def test_contenders_agree(tmp_path, name, contenders):
     """Catches a benchmark that compares different work: other rows, another mask, another normaliser."""
-    command = [sys.executable, str(ROOT / "benchmarks/sft.py"), "--quick", "--steps", "3", "--repeat", "1"]
+    command = [sys.executable, str(ROOT / f"benchmarks/{name}.py"), "--quick", "--steps", "3", "--repeat", "1"]
     done = subprocess.run(
         [*command, "--dtype", "float32"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith(("| trl", "| aira"))]
-    assert [row[0].strip() for row in rows] == ["trl", "trl-best", "aira"]
-    assert all(float(row[-1]) < 1e-3 for row in rows)
+    assert [row[0].strip() for row in rows] == contenders
+    assert all(float(cell) < 1e-3 for row in rows for cell in row[-2:])
