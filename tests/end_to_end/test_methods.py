@@ -87,14 +87,14 @@ def test_dpo_by_default(tmp_path):
     assert "val/rewards/margins" in printed and "Question: What is the capital of France?" in printed
 
 
-@pytest.mark.parametrize("language", ["en", "pt"])
-@pytest.mark.parametrize("method, metric", [("reward", "val/accuracy"), ("toxicity", "val/accuracy")])
-def test_scorers_by_default(tmp_path, method, metric, language):
+@pytest.mark.parametrize("language", ["en", pytest.param("pt", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["reward", "toxicity"])
+def test_scorers_by_default(tmp_path, method, language):
     """Catches a default whose held-out accuracy is not well above the baselines of the same rows (0.75 at most)."""
     printed = run(f"method={method}", f"language={language}", "trainer.enable_progress_bar=false", cwd=tmp_path)
     folder = run_folder(tmp_path)
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics[metric] >= 0.85
+    assert metrics["val/accuracy"] >= 0.85
     assert "Held-out texts by score:" in printed and "highest" in printed
     config = json.loads((folder / "export/config.json").read_text())
     assert config["id2label"] == {"0": {"reward": "reward", "toxicity": "harmless"}[method]}
@@ -133,7 +133,7 @@ def test_two_processes(tmp_path, method):
     one, two = found
     for name in one:
         if name.startswith(("train/", "val/")):
-            assert two[name] == pytest.approx(one[name], abs=1e-4), name
+            assert two[name] == pytest.approx(one[name], rel=2e-4, abs=1e-4), name
 
 
 @pytest.mark.parametrize("method", ["dpo", "toxicity"])
