@@ -60,6 +60,8 @@ def test_every_family_with_every_method(tmp_path, model, method, language):
         (["method=toxicity", "model=llama-tiny"], "texts"),
         (["method=toxicity", "model=bert-tiny", "method.objective=pairwise"], "texts"),
         (["method=dpo", "model=opt-tiny"], "chat"),
+        (["method=sft", "model=llama-tiny", "method.loss_on=all", "language=pt"], "chat"),
+        (["method=sft", "model=gpt2-tiny"], "chat"),
     ],
 )
 def test_the_card_says_how_to_use_it(tmp_path, arguments, kind):
@@ -121,7 +123,7 @@ def test_from_fine_tuning_to_dpo(tmp_path, lora):
     assert "reward: gpt2-tiny" in refused
 
 
-@pytest.mark.parametrize("method", ["dpo", "reward", "toxicity"])
+@pytest.mark.parametrize("method", ["dpo", "toxicity"])
 def test_two_processes(tmp_path, method):
     """Catches a reference, scores or losses that are each rank's own."""
     arguments = [*SHORT, f"method={method}", "trainer.max_steps=6", "callbacks.samples.max_new_tokens=2"]
