@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from aira.data.plan import Plan, Step
 from aira.data.schemas import SCHEMAS, BadRow, Example, mapped_columns, prompt_key, read_example, text_key
 from aira.data.sources import read
-from aira.data.tokenize import tokenize, usable
+from aira.data.tokenize import separator_id, tokenize, usable
 from aira.data.trees import Row, Tree, pack, pad
 from aira.errors import AiraError
 
@@ -244,9 +244,8 @@ class DataModule(pl.LightningDataModule):
             rank=self.trainer.global_rank,
             ranks=self.trainer.world_size,
         )
-        separator = self.tokenizer.sep_token_id if "token_type_ids" in self.tokenizer.model_input_names else None
         return DataLoader(
-            _Steps(split, self.tokenizer.pad_token_id or 0, separator, self.padded),  # type: ignore[arg-type]
+            _Steps(split, self.tokenizer.pad_token_id or 0, separator_id(self.tokenizer), self.padded),  # type: ignore[arg-type]
             sampler=plan,
             batch_size=None,
             collate_fn=_as_it_is,

@@ -128,6 +128,11 @@ def encode_scorer(
     return _example(branches, scored, cut, length)
 
 
+def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that ends the first of an encoder's two segments; None where it has no segments."""
+    return tokenizer.sep_token_id if "token_type_ids" in tokenizer.model_input_names else None
+
+
 def segment(messages: list[Message]) -> str:
     """A prompt as an encoder's first segment: what is asked, or the turns of a dialogue with their roles."""
     if len(messages) == 1:

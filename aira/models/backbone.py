@@ -66,7 +66,7 @@ def load_config(
     path: str,
     vocab_size: int,
     *,
-    role: str = "causal",
+    role: str | None = "causal",
     head: str = "lm",
     config: dict[str, Any] | None = None,
     revision: str | None = None,
@@ -76,6 +76,7 @@ def load_config(
 
     Args:
         vocab_size: of a fresh model.
+        role: what it has to be; None for any.
         config: `model_type` and further arguments of the Transformers configuration, for a folder that holds a
             tokenizer and no model.
 
@@ -93,10 +94,11 @@ def load_config(
             settings = AutoConfig.for_model(**{**(config or {}), "vocab_size": vocab_size})
         else:
             settings = AutoConfig.from_pretrained(source, **arguments)
-    if settings.model_type not in VERIFIED[role]:
+    verified = [name for family, names in VERIFIED.items() if role in (family, None) for name in names]
+    if settings.model_type not in verified:
         raise AiraError(
-            f"{path} is a {settings.model_type} model. Verified {role} architectures are {', '.join(VERIFIED[role])}; "
-            "another might give wrong numbers silently, so it is refused."
+            f"{path} is a {settings.model_type} model. Verified {f'{role} ' if role else ''}architectures are "
+            f"{', '.join(verified)}; another might give wrong numbers silently, so it is refused."
         )
     if head == "lm" and any(name.endswith("ForSequenceClassification") for name in settings.architectures or ()):
         raise AiraError(f"{path} is a scorer, without a language-model head. Start from the model that it was made of.")

@@ -1,0 +1,1 @@
+"""Measuring what was trained: benchmarks, preferences and toxicity, beside simple baselines and with intervals."""

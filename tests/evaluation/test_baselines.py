@@ -1,0 +1,77 @@
+"""Baselines, intervals and comparisons on made-up rows whose answers are known."""
+
+import numpy as np
+import pytest
+
+from aira.evaluation.baselines import cross_fitted, pair_baselines, text_baselines
+from aira.evaluation.statistics import beside, class_figures, interval
+
+NOUNS = ["house", "river", "garden", "table", "window"]
+
+
+def texts(count, seed):
+    """Toxic texts hold a word of insult; class 1 is longer, too."""
+    draw = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    made = [" ".join([*draw.choice(NOUNS, 4 + 4 * toxic), "idiot" if toxic else "friend"]) for toxic in labels]
+    return made, labels
+
+
+def test_rules_for_texts():
+    learnt, labels = texts(60, 0)
+    asked, true = texts(40, 1)
+    found = text_baselines(learnt, labels, asked)
+    assert (found["bag_of_words"] == true).all()
+    assert (found["length"] == true).all()
+    one_length = ["friend of the house", "idiot of the river"]
+    assert (text_baselines(learnt, labels, one_length)["bag_of_words"] == [0, 1]).all()
+    assert len(set(text_baselines(learnt, labels, one_length)["length"])) == 1, "it must not see words"
+
+
+def test_rules_for_pairs():
+    """The better response has the kind word, and is the shorter one in all pairs but the last."""
+    learnt = [(f"kind {a}", f"rude {a} {b} {a}") for a in NOUNS for b in NOUNS]
+    asked = [("kind sea", "rude sea and sand"), ("kind sea and sand", "rude sea"), ("kind sea", "rude sea"), ("a", "b")]
+    found = pair_baselines(learnt, asked)
+    assert found["length"].tolist() == [1, 0, 0.5, 0.5]
+    assert found["bag_of_words"].tolist() == [1, 1, 1, 0.5]
+
+
+def test_nothing_is_learnt_from_the_rows_that_are_answered():
+    groups = np.arange(30) // 2
+    seen = []
+
+    def fit(train, test):
+        assert not set(groups[train]) & set(groups[test])
+        seen.extend(test)
+        return {"rule": test * 10}
+
+    assert (cross_fitted(fit, groups)["rule"] == np.arange(30) * 10).all()
+    assert sorted(seen) == list(range(30))
+
+
+def test_interval_of_a_mean():
+    """The bootstrap's interval of a proportion is near the normal one: 0.7 with 400 rows is 0.7 +- 0.045."""
+    values = np.repeat([1.0, 0.0], [280, 120])
+    assert interval(values) == pytest.approx((0.655, 0.745), abs=0.006)
+    doubled = interval(np.tile(values, 2), groups=np.tile(np.arange(400), 2))
+    assert doubled == pytest.approx(interval(values), abs=0.006), "copies of a prompt are no further evidence"
+
+
+def test_difference_is_paired():
+    """Two systems that differ on few rows, always to the same side, differ clearly, though their intervals overlap."""
+    baseline = np.repeat([1.0, 0.0], [200, 200])
+    model = baseline.copy()
+    model[200:212] = 1
+    found = beside({"model": model, "weak": np.zeros(400), "strong": baseline})
+    assert found["model"]["low"] < found["strong"]["high"]
+    assert found["model"]["difference"] == pytest.approx(0.03)
+    assert 0 < found["model"]["lower"] < 0.03 < found["model"]["upper"]
+
+
+def test_figures_by_hand():
+    """Three of four toxic found, one of six harmless taken for toxic: F1 is 2 * 3 / (2 * 3 + 1 + 1)."""
+    true = np.repeat([1, 0], [4, 6])
+    predicted = np.array([1, 1, 1, 0, 1, 0, 0, 0, 0, 0])
+    figures = class_figures(predicted, true)
+    assert figures == pytest.approx({"accuracy": 0.8, "balanced_accuracy": (3 / 4 + 5 / 6) / 2, "f1": 0.75})

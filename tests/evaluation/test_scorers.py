@@ -1,0 +1,89 @@
+"""Scores by an exported model: those that plain Transformers gives on a padded batch."""
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from aira.data.schemas import BadRow
+from aira.errors import AiraError
+from aira.evaluation.scorers import ScoringModel
+from aira.models.backbone import load_model, load_tokenizer
+from aira.models.export import export
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+ASKED = [("What is 2 + 3?", ["It is 5.", "It is 6, as far as I know.", "Hm."]), ("Who are you?", ["An assistant."])]
+
+
+def saved(folder, role, shape, head="score"):
+    path = f"pkg://aira.models/tiny/{role}"
+    tokenizer, added = load_tokenizer(path, role=role, head=head)
+    torch.manual_seed(0)
+    attention = {"attn_implementation": "sdpa"} if role == "encoder" else {}
+    model = load_model(path, tokenizer, added, role=role, head=head, label="harmless", config=shape, **attention)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    model.config.threshold = -0.25
+    export(model, tokenizer, folder, "card")
+    return str(folder)
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize("tokens_per_row", [8, 1024])
+@pytest.mark.parametrize("role, shape", [("causal", LLAMA), ("encoder", BERT)])
+def test_scores_are_those_of_transformers(tmp_path, role, shape, tokens_per_row):
+    path = saved(tmp_path, role, shape)
+    model = ScoringModel(path, tokens_per_row=tokens_per_row)
+    assert (model.meaning, model.threshold) == ("harmless", -0.25)
+    examples = [[[turn("user", asked), turn("assistant", said)] for said in answers] for asked, answers in ASKED]
+    found = model.score(examples)
+    assert [len(one) for one in found] == [3, 1]
+
+    plain, tokenizer = AutoModelForSequenceClassification.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    talks = [talk for example in examples for talk in example]
+    if role == "causal":
+        batch = tokenizer.apply_chat_template(talks, padding=True, return_dict=True, return_tensors="pt")
+    else:
+        pairs = zip(*[(asked["content"], said["content"]) for asked, said in talks])
+        batch = tokenizer(*map(list, pairs), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = plain.eval()(**batch).logits[:, 0].tolist()
+    assert [value for one in found for value in one.tolist()] == pytest.approx(expected, abs=1e-5)
+    assert len({round(value, 3) for value in expected}) == 4
+
+
+def test_lone_texts(tmp_path):
+    path = saved(tmp_path, "causal", LLAMA)
+    found = ScoringModel(path).score([[[turn("assistant", "Thank you.")]]])
+    plain, tokenizer = AutoModelForSequenceClassification.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    with torch.no_grad():
+        expected = plain.eval()(**tokenizer("Thank you.", return_tensors="pt")).logits
+    assert found[0].tolist() == pytest.approx(expected[0].tolist(), abs=1e-5)
+
+
+def test_a_prompt_without_room_is_said(tmp_path):
+    model = ScoringModel(saved(tmp_path, "causal", LLAMA), max_length=20)
+    with pytest.raises(BadRow, match="leaves no room"):
+        model.score([[[turn("user", "word " * 50), turn("assistant", "Yes.")]]])
+
+
+def test_a_language_model_is_no_scorer(tmp_path):
+    with pytest.raises(AiraError, match="no scorer"):
+        ScoringModel(saved(tmp_path, "causal", LLAMA, head="lm"))
