@@ -24,7 +24,7 @@ class Span(NamedTuple):
 
     start: int
     end: int
-    mask: Tensor | None  # [1, 1, end - start, end - start] bool, True where attended; None: causal (a single branch)
+    mask: Tensor | None  # [1, 1, T, cached + T] bool, T = end - start, True where attended; None: causal (one branch)
 
 
 class Row(NamedTuple):
@@ -63,37 +63,46 @@ def tree_length(branches: Sequence[Sequence[int]]) -> int:
     return prefix + sum(len(branch) - prefix for branch in branches)
 
 
-def tree_mask(prefix: int, lengths: Sequence[int]) -> Tensor:
+def tree_mask(prefix: int, lengths: Sequence[int], cached: int = 0) -> Tensor:
     """Who attends to whom inside one tree: causal, to the prefix and the own branch only.
 
     Args:
         prefix: number of prefix tokens.
         lengths: number of own tokens of each branch.
+        cached: number of tokens before the prefix, which all attend to.
 
     Returns:
-        [1, 1, T, T] bool with T = prefix + sum(lengths); row attends to column where True.
+        [1, 1, T, cached + T] bool with T = prefix + sum(lengths); row attends to column where True.
     """
     owner = torch.repeat_interleave(torch.arange(len(lengths) + 1), torch.tensor([prefix, *lengths]))
     visible = (owner[:, None] == owner[None, :]) | (owner[None, :] == 0)
-    return visible.tril()[None, None]
+    return torch.cat([visible.new_ones(len(owner), cached), visible.tril()], dim=1)[None, None]
 
 
-def pack(trees: Sequence[Tree]) -> Row:
-    """Lay trees one after another into a single row without padding."""
+def pack(trees: Sequence[Tree], cached: int = 0, last: bool = True) -> Row:
+    """Lay trees one after another into a single row without padding.
+
+    Args:
+        trees: the examples.
+        cached: this many tokens, which all branches of all trees begin with, are not laid out: their keys and values
+            are there already. The first scored token has at least one token before it that is laid out.
+        last: lay out each branch's last token, which predicts nothing; it is needed only where it is read (`Row.end`).
+    """
     ids: list[int] = []
     end: list[int] = []
     positions, spans, source, target, branch, owner = [], [], [], [], [], []
     start = 0
     for number, tree in enumerate(trees):
-        prefix = shared_prefix(tree.branches)
-        lengths = [len(tokens) - prefix for tokens in tree.branches]
-        ids += tree.branches[0][:prefix]
-        positions.append(torch.arange(prefix))
+        branches = tree.branches if last else [tokens[:-1] for tokens in tree.branches]
+        shared = max(shared_prefix(branches), cached)
+        prefix, lengths = shared - cached, [len(tokens) - shared for tokens in branches]
+        ids += branches[0][cached:shared]
+        positions.append(torch.arange(cached, shared))
         own = start + prefix  # where the next branch's own tokens begin
-        for tokens, scored, length in zip(tree.branches, tree.scored, lengths, strict=True):
-            ids += tokens[prefix:]
-            positions.append(torch.arange(prefix, prefix + length))
-            place = torch.cat([torch.arange(start, start + prefix), torch.arange(own, own + length)])
+        for tokens, laid, scored, length in zip(tree.branches, branches, tree.scored, lengths, strict=True):
+            ids += laid[shared:]
+            positions.append(torch.arange(shared, shared + length))
+            place = torch.cat([torch.arange(start - cached, start + prefix), torch.arange(own, own + length)])
             predicted = torch.tensor(scored[1:], dtype=torch.bool).nonzero()[:, 0] + 1
             source.append(place[predicted - 1])
             target.append(torch.tensor(tokens)[predicted])
@@ -101,7 +110,8 @@ def pack(trees: Sequence[Tree]) -> Row:
             end.append(int(place[-1]))
             owner.append(number)
             own += length
-        spans.append(Span(start, own, tree_mask(prefix, lengths) if len(lengths) > 1 else None))
+        whole = not cached and len(lengths) == 1
+        spans.append(Span(start, own, None if whole else tree_mask(prefix, lengths, cached)))
         start = own
     return Row(
         input_ids=torch.tensor([ids]),

@@ -12,7 +12,8 @@ CHUNK = 256
 Grads = list[Tensor | None]
 
 
-def _chunks(length: int) -> Iterator[slice]:
+def chunks(length: int) -> Iterator[slice]:
+    """Slices of at most `CHUNK` positions that cover `length` of them."""
     return (slice(start, start + CHUNK) for start in range(0, length, CHUNK))
 
 
@@ -56,7 +57,7 @@ class _LogProbs(torch.autograd.Function):
         ctx.head, ctx.parameters = head, parameters
         ctx.save_for_backward(hidden, targets)
         with torch.autocast(**ctx.autocast, cache_enabled=False):  # a weight cast without gradient must not be kept
-            parts = [_chunk(hidden[part], targets[part], None, head, (), [])[0] for part in _chunks(len(targets))]
+            parts = [_chunk(hidden[part], targets[part], None, head, (), [])[0] for part in chunks(len(targets))]
         return torch.cat(parts) if parts else hidden.new_empty(0, dtype=torch.float32)
 
     @staticmethod
@@ -65,7 +66,7 @@ class _LogProbs(torch.autograd.Function):
         grads: Grads = [None] * len(ctx.parameters)
         grad_hidden = torch.empty_like(hidden)
         with torch.autocast(**ctx.autocast):
-            for part in _chunks(len(targets)):
+            for part in chunks(len(targets)):
                 grad_hidden[part] = _chunk(
                     hidden[part], targets[part], grad_output[part], ctx.head, ctx.parameters, grads
                 )[1]
@@ -84,7 +85,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.grads = [None] * len(parameters)
         ctx.grad_hidden = torch.empty_like(hidden) if train else None
         log_probs = torch.empty(len(targets), device=hidden.device)
-        for part in _chunks(len(targets)):
+        for part in chunks(len(targets)):
             log_probs[part], grad = _chunk(
                 hidden[part], targets[part], weights[part] if train else None, head, parameters, ctx.grads
             )

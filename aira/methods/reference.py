@@ -17,7 +17,7 @@ from aira.data.trees import Row
 from aira.errors import AiraError
 from aira.methods.base import weights_cast_once
 from aira.methods.losses import branch_sums, log_probs
-from aira.models.backbone import hidden_states, load_model, load_tokenizer, unwrap
+from aira.models.backbone import content, hidden_states, load_model, load_tokenizer, unwrap
 from aira.models.template import speaks_aira
 
 
@@ -57,7 +57,7 @@ def reference_log_probs(
     Returns:
         [examples, branches] float32.
     """
-    key = hashlib.sha256(f"{_content(model)} {trainer.precision} {split.encoded._fingerprint}".encode())
+    key = hashlib.sha256(f"{content(model)} {trainer.precision} {split.encoded._fingerprint}".encode())
     key.update(split.index.tobytes())
     file = folder / f"{key.hexdigest()[:32]}.npy"
     here = trainer.is_global_zero and file.exists()
@@ -94,13 +94,3 @@ def _summed(network: nn.Module, row: Row) -> Tensor:
     """[B] log-probs of a row's branches."""
     values = log_probs(hidden_states(network, row)[row.source], row.target, unwrap(network).get_output_embeddings())
     return branch_sums(values, row.branch, len(row.end))
-
-
-def _content(model: nn.Module) -> str:
-    """A hash of the weights without adapters, and of the architecture."""
-    network = unwrap(model)
-    digest = hashlib.sha256(f"{network.config.model_type} {network.config._attn_implementation}".encode())
-    for name, tensor in network.state_dict().items():
-        if "lora_" not in name and "trainable_tokens_" not in name:
-            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -11,6 +11,9 @@ from transformers.masking_utils import sdpa_mask
 
 from aira.data.trees import Span
 
+Cached = list[tuple[Tensor, Tensor]]
+"""Of each layer: keys and values, [1, key heads, tokens, head size]."""
+
 
 def trees_attention(
     module: nn.Module,
@@ -21,6 +24,7 @@ def trees_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     trees: list[Span] | None = None,
+    cached: Cached | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of Transformers that runs `scaled_dot_product_attention` once a tree.
@@ -34,6 +38,7 @@ def trees_attention(
         dropout: probability.
         scaling: factor on the scores; None for 1 / sqrt(head size).
         trees: the row's trees, which cover it without a gap.
+        cached: keys and values of tokens that stand before every tree.
 
     Returns:
         [1, T, heads, head size], and None for the attention weights.
@@ -45,6 +50,9 @@ def trees_attention(
     # split, and not slices: the gradient of each slice would be as long as the row
     lengths = [tree.end - tree.start for tree in trees]
     queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
+    if cached is not None:
+        before = cached[int(module.layer_idx)]  # type: ignore[arg-type]
+        keys, values = ([torch.cat([old, new], 2) for new in parts] for old, parts in zip(before, (keys, values)))
     grouped = key.shape[1] != query.shape[1]
     parts = [
         scaled_dot_product_attention(

@@ -1,6 +1,7 @@
 """Loading a backbone: from the hub, a folder, a GGUF file in a package, or fresh from an architecture."""
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from transformers import (
 from aira.data.trees import Row
 from aira.errors import AiraError
 from aira.files import locate
-from aira.models.attention import dense_mask
+from aira.models.attention import Cached, dense_mask
 from aira.models.template import apply_template, prepare_scorer
 
 VERIFIED = {"causal": ("gpt2", "opt", "llama"), "encoder": ("bert", "roberta")}
@@ -34,7 +35,7 @@ def load_tokenizer(
     *,
     role: str = "causal",
     head: str = "lm",
-    template: str = "aira",
+    template: str | None = "aira",
     prompt_bos: bool = True,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -44,7 +45,7 @@ def load_tokenizer(
     Args:
         path: hub id, folder in the hub's format (an adapter's too), or `pkg://package/file.gguf`.
         head: `lm` or `score`; for the latter, see `aira.models.template.prepare_scorer`.
-        template: see `aira.models.template.apply_template`.
+        template: see `aira.models.template.apply_template`; None leaves the tokenizer as it is.
 
     Returns:
         The tokenizer, and the ids of the tokens that were added to it.
@@ -58,7 +59,7 @@ def load_tokenizer(
         source = base
     with _explained(path):
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
-    added = apply_template(tokenizer, template, prompt_bos) if role == "causal" else []
+    added = apply_template(tokenizer, template, prompt_bos) if role == "causal" and template else []
     return tokenizer, added + (prepare_scorer(tokenizer, role) if head == "score" else [])
 
 
@@ -271,14 +272,35 @@ def unwrap(model: Any) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def content(model: nn.Module) -> str:
+    """A hash of the weights without adapters, and of the architecture."""
+    network = unwrap(model)
+    digest = hashlib.sha256(f"{network.config.model_type} {network.config._attn_implementation}".encode())
+    for name, tensor in network.state_dict().items():
+        if "lora_" not in name and "trainable_tokens_" not in name:
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def context_length(config: PretrainedConfig) -> int:
     """The longest sequence that a model of this configuration can read, in tokens."""
     positions = int(getattr(config, "max_position_embeddings", None) or 10**9)
     return positions - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)  # RoBERTa counts from there
 
 
-def hidden_states(model: nn.Module, row: Row) -> Tensor:
+@torch.no_grad()
+def keys_and_values(model: nn.Module, tokens: list[int]) -> Cached:
+    """What the attention layers of a causal model make of tokens that many trees begin with."""
+    backbone = unwrap(model).base_model
+    found = backbone(input_ids=torch.tensor([tokens], device=backbone.device), use_cache=True).past_key_values
+    return [(layer.keys, layer.values) for layer in found.layers]
+
+
+def hidden_states(model: nn.Module, row: Row, cached: Cached | None = None) -> Tensor:
     """Run the backbone, without its head, over a row.
+
+    Args:
+        cached: of the tokens that `aira.data.trees.pack` left out, from `keys_and_values`; for `trees` attention alone.
 
     Returns:
         [R * T, hidden size], in the order that `Row.source` and `Row.end` count in.
@@ -289,7 +311,7 @@ def hidden_states(model: nn.Module, row: Row) -> Tensor:
         arguments = {"position_ids": row.position_ids, "use_cache": False}
         if backbone.config._attn_implementation == "trees":
             # Transformers passes a 4-D mask on untouched: an empty one keeps it from building one for the row
-            arguments |= {"trees": row.spans, "attention_mask": row.input_ids.new_empty((1, 1, 0, 0))}
+            arguments |= {"trees": row.spans, "cached": cached, "attention_mask": row.input_ids.new_empty((1, 1, 0, 0))}
         else:
             arguments["attention_mask"] = dense_mask(row.spans, row.input_ids.device)
     elif row.token_type_ids is not None:

@@ -4,7 +4,7 @@ import torch
 
 from aira.data.trees import Tree, pack, pad
 from aira.methods.losses import log_probs
-from aira.models.backbone import hidden_states
+from aira.models.backbone import hidden_states, keys_and_values
 
 
 def tree(prefix, *branches):
@@ -63,6 +63,29 @@ def test_a_branch_ends_where_its_last_token_is(causal):
     expected = [causal.base_model(torch.tensor([tokens])).last_hidden_state[0, -1] for tokens in whole]
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-4, rtol=1e-4)
     assert row.tree.tolist() == [0, 0, 1, 2, 2, 2, 3, 3]
+
+
+def test_a_common_beginning_is_computed_once(causal):
+    """Catches a wrong position, mask or index behind cached tokens, and a last token that is missed."""
+    if causal.config._attn_implementation != "trees":
+        return
+    common = [51, 52, 53, 54, 55]
+    trees = [
+        tree([11, 12], [13, 14], [15, 16, 17]),
+        tree([21], [22, 23, 24]),
+        tree([31, 32, 33], [34], [35], [36, 37]),  # branches of a single token: both are read off the prefix
+    ]
+    whole = [
+        Tree([common + tokens for tokens in item.branches], [[False] * 6 + flags[1:] for flags in item.scored])
+        for item in trees
+    ]
+    row = pack(whole, cached=len(common), last=False)
+    assert row.input_ids.shape[1] == (2 + 1 + 2) + 3 + (3 + 0 + 0 + 1)
+    with torch.no_grad():
+        hidden = hidden_states(causal, row, keys_and_values(causal, common))
+        found = log_probs(hidden[row.source], row.target, causal.get_output_embeddings())
+        expected = [separate(causal, tokens)[5:] for item in whole for tokens in item.branches]
+    torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_a_tree_does_not_see_its_neighbours(causal):
