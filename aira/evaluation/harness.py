@@ -1,0 +1,102 @@
+"""lm-evaluation-harness with its log-likelihoods computed on packed trees: its tasks, its numbers, less work."""
+
+import logging
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from pytorch_lightning.utilities import move_data_to_device
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from aira.data.plan import fill_rows
+from aira.data.trees import Row, Tree, pack, tree_length
+from aira.evaluation.tries import plan
+from aira.methods.losses import chunks
+from aira.models.attention import Cached
+from aira.models.backbone import hidden_states, keys_and_values
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+"""What is asked, as text, and the token ids of its context and of its continuation."""
+
+Answer = tuple[float, bool]
+"""The continuation's log-likelihood, and whether it is what greedy decoding gives."""
+
+
+class PackedLM(HFLM):
+    """A causal language model as the harness sees it.
+
+    Tokens, truncation and metrics are the harness's own. Sequences that share a beginning share its computation, none
+    is padded, and the LM head reads only the positions that are scored.
+
+    Args:
+        model: with `trees` attention; it is put into evaluation mode.
+        tokenizer: its own.
+        tokens_per_row: of one forward pass.
+        autocast: None for the model's own precision, or the type that products are computed in.
+        settings: of `HFLM`, such as `max_length` in tokens.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        tokens_per_row: int = 1024,
+        autocast: torch.dtype | None = None,
+        **settings: Any,
+    ) -> None:
+        log = logging.getLogger("lm_eval.models.huggingface")
+        level = log.level
+        log.setLevel(logging.ERROR)  # it warns of a model that is loaded already
+        super().__init__(model.eval(), tokenizer=tokenizer, backend="causal", **settings)
+        log.setLevel(level)
+        self.tokens_per_row, self.autocast = tokens_per_row, autocast
+
+    @torch.inference_mode()
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Answer]:
+        sequences: dict[tuple[tuple[int, ...], int], list[int]] = {}  # equal ones are computed once
+        for i, (_, context, continuation) in enumerate(requests):
+            kept = tuple((context + continuation)[-(self.max_length + 1) :])  # as the harness cuts, from the left
+            sequences.setdefault((kept, len(kept) - len(continuation)), []).append(i)
+        tokens, contexts = [ids for ids, _ in sequences], [context for _, context in sequences]
+        asked = list(sequences.values())
+        found: list[Answer | None] = [None] * len(requests)
+        with tqdm(total=len(requests), desc="Log-likelihoods", disable=disable_tqdm or self.rank != 0) as bar:
+            for group in plan([ids[:-1] for ids in tokens], contexts, self.tokens_per_row):
+                cached = None
+                if group.cached:
+                    with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                        cached = keys_and_values(self.model, list(tokens[group.trees[0][0]][: group.cached]))
+                trees = [
+                    Tree([tokens[i] for i in tree], [[j >= contexts[i] for j in range(len(tokens[i]))] for i in tree])
+                    for tree in group.trees
+                ]
+                lengths = torch.tensor([tree_length(tree.branches) - group.cached for tree in trees]).numpy()
+                longest_first = lengths.argsort(kind="stable")[::-1].tolist()
+                for members in fill_rows(longest_first, lengths, self.tokens_per_row, padded=False):
+                    row = pack([trees[i] for i in members], group.cached, last=False)
+                    indices = [i for member in members for i in group.trees[member]]
+                    for i, answer in zip(indices, self._answers(row, len(indices), cached), strict=True):
+                        for number in asked[i]:
+                            found[number] = answer
+                            if requests[number][0] is not None:
+                                self.cache_hook.add_partial("loglikelihood", requests[number][0], answer)
+                        bar.update(len(asked[i]))
+        return [answer for answer in found if answer is not None]
+
+    def _answers(self, row: Row, count: int, cached: Cached | None) -> list[Answer]:
+        """The log-likelihoods of a row's branches."""
+        row = move_data_to_device(row, self.device)
+        sums = torch.zeros(count, device=self.device)
+        greedy = torch.ones(count, dtype=torch.bool, device=self.device)
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            hidden = hidden_states(self.model, row, cached)[row.source]
+            for part in chunks(len(row.target)):
+                logits = self.model.get_output_embeddings()(hidden[part]).float()
+                chosen = logits.gather(1, row.target[part, None])[:, 0] - logits.logsumexp(-1)
+                sums.index_add_(0, row.branch[part], chosen)
+                missed = logits.argmax(-1) != row.target[part]
+                greedy[row.branch[part][missed]] = False
+        return list(zip(sums.tolist(), greedy.tolist(), strict=True))
