@@ -19,13 +19,15 @@ from aira.errors import AiraError, nearest
 
 CONF = Path(__file__).parent.parent / "conf"
 
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str | None, ...]] = {
     "method.loss": (
         *("sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "apo_zero", "apo_down", "simpo", "orpo"),
     ),
     "method.loss_on": ("completion", "all"),
     "method.objective": ("classification", "pairwise"),
     "method.threshold_by": ("accuracy", "balanced_accuracy", "f1"),
+    "eval.high_score": (None, "harmless", "toxic"),
+    "eval.precision": ("32-true", "bf16-mixed"),
     "model.attn_implementation": ("trees", "sdpa"),
     "model.template": ("aira", "native"),
     "schedule.name": ("cosine", "linear", "constant"),
@@ -42,6 +44,9 @@ AT_LEAST: dict[str, float] = {
     "data.num_proc": 1,
     "data.num_workers": 0,
     "data.tokens_per_row": 1,
+    "eval.limit": 1,
+    "eval.max_length": 2,
+    "eval.tokens_per_row": 1,
     "callbacks.samples.exact_match": 0,
     "method.beta": 0,
     "method.center_rewards_coefficient": 0,
@@ -219,7 +224,7 @@ def _check_values(values: dict[str, Any]) -> None:
     known = dict(flat(values))
     for key, choices in CHOICES.items():
         if key in known and known[key] not in choices:
-            raise AiraError(f"{key}={known[key]}: valid are {', '.join(choices)}.")
+            raise AiraError(f"{key}={known[key]}: valid are {', '.join(map(str, choices))}.")
     for key, least in AT_LEAST.items():
         value = known.get(key)
         if value is not None and (not isinstance(value, (int, float)) or value < least):
@@ -274,7 +279,7 @@ def notices(values: dict[str, Any]) -> list[str]:
     """What a user should know about a valid configuration before it runs."""
     model, language = values["model"], values["language"]["code"]
     said = []
-    pretrained = not model["config"] and model["path"] == model["checkpoints"]["default"]
+    pretrained = not model.get("config") and model["path"] == model.get("checkpoints", {}).get("default")
     if pretrained and language != "en" and language not in model["checkpoints"]:
         said.append(
             f"model={model['name']} has no checkpoint of its own for language={language}: "

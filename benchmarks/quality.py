@@ -84,7 +84,7 @@ def reward(arguments: argparse.Namespace, folder: str) -> None:
     options = ["method=reward", f"data.path={file}", "data.max_length=512", *shared(arguments)]
     model = ScoringModel(train(options, folder))
     start = time.time()
-    scores = np.array(model.score([example.conversations for _, example, _ in halves["test"]]))
+    scores = np.array(model.score([model.encode(example.conversations) for _, example, _ in halves["test"]]))
     print(f"{len(scores)} test pairs scored in {time.time() - start:.0f} s; {len(halves['train'])} to learn from\n")
     better, worse = scores[:, 0], scores[:, 1]
     responses = {
@@ -133,7 +133,9 @@ def toxicity(arguments: argparse.Namespace, folder: str) -> None:
     texts, labels = [text for text, _ in learnt], np.array([label for _, label in learnt])
     for title, test in tests.items():
         start = time.time()
-        scores = np.concatenate(model.score([[[{"role": "assistant", "content": text}]] for text, _ in test]))
+        scores = np.concatenate(
+            model.score([model.encode([[{"role": "assistant", "content": text}]]) for text, _ in test])
+        )
         print(f"{len(test)} texts scored in {time.time() - start:.0f} s; {len(learnt)} to learn from\n")
         true = np.array([label for _, label in test])
         predicted = {f"Aira, {arguments.model}": (scores < model.threshold).astype(int)}

@@ -373,6 +373,16 @@ def test_going_on_uses_the_folder_of_the_run(monkeypatch, tmp_path, runs):
     assert values(sys.argv[-2])["ckpt_path"] == str(last)
 
 
+@pytest.mark.parametrize("language", ["en", "pt"])
+@pytest.mark.parametrize("suite", options("eval"))
+def test_every_suite_composes(suite, language):
+    """Catches a suite with a key that the others have not, and a model that cannot be named by its group."""
+    values = plain(compose_config("evaluate", [f"eval={suite}", f"language={language}", "model=gpt2-124m"]))
+    assert values["eval"]["name"] == suite and isinstance(values["eval"]["tasks"], list)
+    expected = {"en": "openai-community/gpt2", "pt": "pierreguillou/gpt2-small-portuguese"}[language]
+    assert values["model"]["path"] == expected
+
+
 # The files in conf/
 
 
@@ -393,7 +403,7 @@ SELF_EVIDENT = {"name", "_target_", "defaults", "hydra", "accelerator", "devices
 }
 
 
-@pytest.mark.parametrize("file", ["train.yaml", "model/_base.yaml", "data/_base.yaml", "trainer/_base.yaml"])
+@pytest.mark.parametrize("file", ["train.yaml", "evaluate.yaml", "model/_base.yaml", "data/_base.yaml", "trainer/_base.yaml", "eval/_base.yaml"])
 def test_keys_are_explained(file):
     """Catches a new key without a comment; keys named as the library's own argument, or as one above, need none."""
     unexplained, seen, block = [], set(SELF_EVIDENT), ""
@@ -411,8 +421,8 @@ def test_keys_are_explained(file):
     assert seen - SELF_EVIDENT and not unexplained
 
 
-FREE = ("config", "checkpoints", "sources", "lr", "epochs", "exact_match", "kinds")
-"""Mappings whose keys are a user's, Transformers', or the names of methods and objectives."""
+FREE = ("config", "checkpoints", "sources", "lr", "epochs", "exact_match", "kinds", "num_fewshot")
+"""Mappings whose keys are a user's, Transformers', or the names of methods, objectives and tasks."""
 
 
 def test_every_key_is_read():
@@ -452,5 +462,5 @@ def data_module_parameters():
 @pytest.mark.parametrize("group", groups())
 def test_help_lists_every_option(group):
     """Catches an option that was added and not told of."""
-    told = (CONF / "train.yaml").read_text(encoding="utf-8")
+    told = "".join((CONF / file).read_text(encoding="utf-8") for file in ("train.yaml", "evaluate.yaml"))
     assert group == "callbacks" or all(f" {option}" in told for option in options(group))

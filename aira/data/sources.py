@@ -38,12 +38,13 @@ class Source:
         return self.splits[name]
 
 
-def read(path: str, *, revision: str | None = None, cache_dir: str | None = None) -> Source:
+def read(path: str, *, revision: str | None = None, folder: str | None = None, cache_dir: str | None = None) -> Source:
     """Read a data set.
 
     Args:
         path: a file, a folder (in the hub's layout, or with one file a split), `pkg://package/folder`, or a hub id.
         revision: branch, tag or commit on the hub.
+        folder: the part of a repository on the hub that is read; None for all of it.
         cache_dir: where the Arrow tables of local files are kept.
 
     Raises:
@@ -63,7 +64,7 @@ def read(path: str, *, revision: str | None = None, cache_dir: str | None = None
     if path.startswith((".", "/", "~", "pkg://")) or _format(located) in BUILDERS or path.count("/") > 1:
         raise AiraError(f"data.path={path}: there is no such file or folder.")
     try:
-        splits = load_dataset(path, revision=revision)
+        splits = load_dataset(path, revision=revision, data_dir=folder)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetNotFoundError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise AiraError(

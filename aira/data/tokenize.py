@@ -141,7 +141,7 @@ def segment(messages: list[Message]) -> str:
 
 
 def _no_room(prompt: int, max_length: int) -> BadRow:
-    return BadRow(f"the prompt leaves no room for the answer within data.max_length={max_length} ({prompt} tokens)")
+    return BadRow(f"the prompt leaves no room for the answer within {max_length} tokens (it has {prompt})")
 
 
 def _example(branches: list[list[int]], scored: list[list[bool]], cut: bool, length: int) -> dict[str, Any]:

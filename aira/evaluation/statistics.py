@@ -44,12 +44,14 @@ def class_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]
     }
 
 
-def beside(right: dict[str, np.ndarray], groups: np.ndarray | None = None) -> dict[str, dict[str, float]]:
+def beside(
+    right: dict[str, np.ndarray], groups: np.ndarray | None = None, seed: int = 0
+) -> dict[str, dict[str, float]]:
     """The accuracies of several systems on the same rows, and how each differs from the best of those after the first.
 
     Args:
         right: the model first, then the baselines: [N] 1 where the answer is right, 0 where it is wrong, 0.5 for a tie.
-        groups: see `interval`.
+        groups, seed: see `interval`.
 
     Returns:
         For each system `accuracy`, `low` and `high`; for the first also `best_baseline` and `difference`, `lower` and
@@ -58,10 +60,10 @@ def beside(right: dict[str, np.ndarray], groups: np.ndarray | None = None) -> di
     first, *others = right
     found: dict[str, dict[str, float]] = {}
     for name, values in right.items():
-        low, high = interval(values, groups)
+        low, high = interval(values, groups, seed)
         found[name] = {"accuracy": float(values.mean()), "low": low, "high": high}
     best = max(others, key=lambda name: found[name]["accuracy"])
     difference = right[first] - right[best]
-    lower, upper = interval(difference, groups)
+    lower, upper = interval(difference, groups, seed)
     found[first] |= {"difference": float(difference.mean()), "lower": lower, "upper": upper}
     return found

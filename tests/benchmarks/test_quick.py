@@ -1,4 +1,4 @@
-"""The training benchmarks run, and their contenders compute the same losses and margins."""
+"""The benchmarks run, and their contenders compute the same."""
 
 import subprocess
 import sys
@@ -27,3 +27,16 @@ def test_contenders_agree(tmp_path, name, contenders):
     rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith(("| trl", "| aira"))]
     assert [row[0].strip() for row in rows] == contenders
     assert all(float(cell) < 1e-3 for row in rows for cell in row[-2:])
+
+
+@pytest.mark.slow
+def test_log_likelihoods_agree(tmp_path, data_folder):
+    """Catches requests that are computed from other tokens, or answered in another order."""
+    command = [sys.executable, str(ROOT / "benchmarks/evaluation.py"), "--quick", "--limit", "2", "--repeat", "1"]
+    done = subprocess.run(
+        [*command, "--batch-sizes", "4"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if "harness-4" in line]
+    assert [row[0].strip() for row in rows] == ["arc_challenge", "truthfulqa_mc2", "toxigen"]
+    assert all(float(row[7]) < 1e-4 for row in rows)

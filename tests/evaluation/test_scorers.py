@@ -53,7 +53,7 @@ def test_scores_are_those_of_transformers(tmp_path, role, shape, tokens_per_row)
     model = ScoringModel(path, tokens_per_row=tokens_per_row)
     assert (model.meaning, model.threshold) == ("harmless", -0.25)
     examples = [[[turn("user", asked), turn("assistant", said)] for said in answers] for asked, answers in ASKED]
-    found = model.score(examples)
+    found = model.score([model.encode(one) for one in examples])
     assert [len(one) for one in found] == [3, 1]
 
     plain, tokenizer = AutoModelForSequenceClassification.from_pretrained(path), AutoTokenizer.from_pretrained(path)
@@ -65,23 +65,24 @@ def test_scores_are_those_of_transformers(tmp_path, role, shape, tokens_per_row)
         batch = tokenizer(*map(list, pairs), padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = plain.eval()(**batch).logits[:, 0].tolist()
-    assert [value for one in found for value in one.tolist()] == pytest.approx(expected, abs=1e-5)
+    assert [value for one in found for value in one] == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 3) for value in expected}) == 4
 
 
 def test_lone_texts(tmp_path):
     path = saved(tmp_path, "causal", LLAMA)
-    found = ScoringModel(path).score([[[turn("assistant", "Thank you.")]]])
+    model = ScoringModel(path)
+    found = model.score([model.encode([[turn("assistant", "Thank you.")]])])
     plain, tokenizer = AutoModelForSequenceClassification.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     with torch.no_grad():
         expected = plain.eval()(**tokenizer("Thank you.", return_tensors="pt")).logits
-    assert found[0].tolist() == pytest.approx(expected[0].tolist(), abs=1e-5)
+    assert found[0] == pytest.approx(expected[0].tolist(), abs=1e-5)
 
 
 def test_a_prompt_without_room_is_said(tmp_path):
     model = ScoringModel(saved(tmp_path, "causal", LLAMA), max_length=20)
     with pytest.raises(BadRow, match="leaves no room"):
-        model.score([[[turn("user", "word " * 50), turn("assistant", "Yes.")]]])
+        model.encode([[turn("user", "word " * 50), turn("assistant", "Yes.")]])
 
 
 def test_a_language_model_is_no_scorer(tmp_path):

@@ -1,0 +1,207 @@
+"""Figures of an evaluation as files and tables: results.json, Markdown, LaTeX, the console."""
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aira.errors import AiraError, nearest
+from aira.evaluation.statistics import interval
+
+PUBLISHED = Path(__file__).parent / "published"
+COLUMNS = {
+    "arc_challenge": "arc_challenge_25shot_acc_norm",
+    "arc_pt": "arc_challenge_25shot_acc_norm",
+    "truthfulqa_mc2": "truthfulqa_mc2",
+    "truthfulqa_pt_mc2": "truthfulqa_mc2",
+    "toxigen": "toxigen_acc_norm",
+}
+"""Task -> column of published/chat.csv."""
+BENCHMARKS = {
+    "WebGPT": "webgpt",
+    "HH-RLHF": "hh_harmless",
+    "wiki_toxic": "wiki_toxic",
+    "toxic_conversations_50k": "toxic_conversations",
+    "hatecheck-portuguese": "hatecheck_pt",
+    "told-br": "told_br",
+}
+"""Benchmark of published/scorers.csv -> task."""
+
+
+@dataclass
+class Score:
+    """A task's figure for one model or baseline."""
+
+    value: float
+    low: float | None = None  # of the 95 % interval
+    high: float | None = None
+    stderr: float | None = None
+    percent: bool = True  # a fraction, shown in percent; else shown as it is, and less is better
+
+    def __str__(self) -> str:
+        if not self.percent:
+            return f"{self.value:.2f}"
+        shown = f"{100 * self.value:.2f}"
+        if self.low is not None and self.high is not None:
+            return f"{shown} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        return shown if self.stderr is None else f"{shown} ± {100 * self.stderr:.2f}"
+
+
+@dataclass
+class Line:
+    """A line of the table: a model, a baseline, or what was published."""
+
+    name: str
+    scores: dict[str, Score]
+    published: float | None = None  # the average that was published, where it is not the mean
+    candidate: bool = False  # a model of this evaluation, so the best of its column may be in bold
+    more: dict[str, dict[str, float]] = field(default_factory=dict)  # further figures of each task
+
+    def average(self, tasks: Iterable[str]) -> float | None:
+        """The mean over the tasks that are there, in percent."""
+        values = [self.scores[task].value for task in tasks if task in self.scores and self.scores[task].percent]
+        return 100 * sum(values) / len(values) if values else None
+
+
+def table(lines: Sequence[Line], tasks: Sequence[str], averaged: Sequence[str], form: str = "markdown") -> str:
+    """The lines as a table with an average over `averaged`.
+
+    Args:
+        form: `markdown`, `latex` or `plain`.
+    """
+    rows = [["model", *tasks, *(["average"] if len(averaged) > 1 else [])]]
+    for line in lines:
+        cells = [str(line.scores[task]) if task in line.scores else "–" for task in tasks]
+        if len(averaged) > 1:
+            average = line.average(averaged)
+            cells.append("–" if average is None else f"{average:.2f}")
+            if line.published is not None and average is not None and abs(line.published - average) > 0.02:
+                cells[-1] += f" (published as {line.published:.2f})"
+        rows.append([line.name, *cells])
+    if form != "plain":
+        bold = {"markdown": "**{}**", "latex": r"\textbf{{{}}}"}[form]
+        candidates = [i for i, line in enumerate(lines) if line.candidate]
+        for column in range(1, len(rows[0])) if len(candidates) > 1 else ():
+            values = {i: _value(lines[i], column, tasks, averaged) for i in candidates}
+            best = max((value for value in values.values() if value is not None), default=None)
+            for i in candidates:
+                if best is not None and values[i] == best:
+                    rows[i + 1][column] = bold.format(rows[i + 1][column])
+    if form == "latex":
+        rows = [[cell.replace("_", r"\_").replace("%", r"\%").replace("±", r"$\pm$") for cell in row] for row in rows]
+        body = "\n".join(" & ".join(row) + r" \\" for row in rows[1:])
+        head = " & ".join(rows[0]) + r" \\"
+        return f"\\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}\n{head}\n\\hline\n{body}\n\\end{{tabular}}\n"
+    if form == "markdown":
+        rule = ["---", *["--:"] * (len(rows[0]) - 1)]
+        return "".join("| " + " | ".join(row) + " |\n" for row in [rows[0], rule, *rows[1:]])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "".join(
+        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths)))
+        + "\n"
+        for row in rows
+    )
+
+
+def _value(line: Line, column: int, tasks: Sequence[str], averaged: Sequence[str]) -> float | None:
+    """A cell as a number of which more is better."""
+    if column > len(tasks):
+        return line.average(averaged)
+    score = line.scores.get(tasks[column - 1])
+    return None if score is None else score.value if score.percent else -score.value
+
+
+def published(names: Sequence[str]) -> list[Line]:
+    """Lines of the published tables.
+
+    Raises:
+        AiraError: there is no such line.
+    """
+    found: dict[str, Line] = {}
+    for row in _csv("chat.csv"):
+        scores = {
+            task: Score(float(row[column]) / 100)
+            for task, column in COLUMNS.items()
+            if row[column] != "None" and task.startswith(("arc_pt", "truthfulqa_pt")) == ("portuguese" in row["family"])
+        }
+        found[row["model"]] = Line(f"{row['model']} (published)", scores, float(row["average"]))
+    for row in _csv("scorers.csv"):
+        line = found.setdefault(row["model"], Line(f"{row['model']} (published)", {}))
+        line.scores[BENCHMARKS[row["benchmark"]]] = Score(float(row["accuracy_percent"]) / 100)
+    for name in names:
+        if name not in found:
+            raise AiraError(f"eval.published={name}: no such line was published. {nearest(name, found)}")
+    return [found[name] for name in names]
+
+
+def _csv(name: str) -> list[dict[str, str]]:
+    with (PUBLISHED / name).open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def write_rows(folder: Path, task: str, rows: dict[str, list[Any]]) -> None:
+    """Keep what each row came to, one a line, for later comparisons.
+
+    Args:
+        rows: columns, with `row` (which it is) and `value` (its figure) among them.
+    """
+    lines = (json.dumps(dict(zip(rows, values, strict=True))) for values in zip(*rows.values(), strict=True))
+    (folder / f"{task}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def compare(folders: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """Which of two evaluations is better, task by task, on the rows that both have.
+
+    Args:
+        folders: of one model's figures each: `<evaluation>/<model>`, or `<evaluation>` with a single model.
+
+    Returns:
+        For each task `task`, `rows`, `first` and `second` (means), `difference` (second minus first), and `low` and
+        `high` of its paired 95 % interval.
+
+    Raises:
+        AiraError: a folder holds no evaluation, or the two have no row in common.
+    """
+    if len(folders) != 2:
+        raise AiraError(f"compare={folders}: name two folders of evaluations.")
+    files = [{file.stem: file for file in _model_folder(folder).glob("rows/*.jsonl")} for folder in folders]
+    found = []
+    for task in sorted(set(files[0]) & set(files[1])):
+        first, second = (
+            {row["row"]: row for row in map(json.loads, one[task].read_text(encoding="utf-8").splitlines())}
+            for one in files
+        )
+        both = [row for row in first if row in second]
+        if both:
+            values = np.array([[one[row]["value"] for row in both] for one in (first, second)])
+            groups = np.array([first[row].get("group", i) for i, row in enumerate(both)])
+            low, high = interval(values[1] - values[0], groups, seed)
+            means = values.mean(1).tolist()
+            found.append(
+                {
+                    "task": task,
+                    "rows": len(both),
+                    "first": means[0],
+                    "second": means[1],
+                    "difference": means[1] - means[0],
+                    "low": low,
+                    "high": high,
+                }
+            )
+    if not found:
+        raise AiraError(f"compare={list(folders)}: the two have no row of a task in common.")
+    return found
+
+
+def _model_folder(folder: str) -> Path:
+    path = Path(folder).expanduser()
+    inside = [path] if (path / "rows").is_dir() else sorted(part.parent for part in path.glob("*/rows"))
+    if not inside:
+        raise AiraError(f"compare: {folder} holds no evaluation (a folder with results.json and rows/).")
+    if len(inside) > 1:
+        raise AiraError(f"compare: {folder} has several models: name one, such as {inside[0]}.")
+    return inside[0]

@@ -1,0 +1,250 @@
+"""The benchmarks of the published tables: where their rows come from, on the hub or on disk."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from aira.data.schemas import BadRow, Example, mapped_columns, prompt_key, read_example
+from aira.data.sources import read
+from aira.errors import AiraError, nearest
+
+Row = dict[str, Any]
+
+
+class HarnessTask(NamedTuple):
+    """A task of lm-evaluation-harness whose data may come from files instead of the hub."""
+
+    hub: str
+    files: Mapping[str, str]  # split -> file name
+    row: Callable[[Row], Row] = dict  # from a row of the file to one of the hub's form
+
+
+class ScorerTask(NamedTuple):
+    """Held-out rows for reward or toxicity models."""
+
+    role: str  # reward | toxicity
+    kind: str  # preference | labelled
+    hub: str
+    file: str
+    split: str = "test"
+    folder: str | None = None  # of the hub's repository
+    columns: Mapping[str, str] | None = None
+    file_columns: Mapping[str, str] | None = None  # where the file names them otherwise
+
+
+def _targets(row: Row) -> Row:
+    """TruthfulQA's file maps each answer to 1 (true) or 0; the hub has lists of answers and labels."""
+    lists = {
+        name: {"choices": list(row[name]), "labels": list(row[name].values())}
+        for name in ("mc1_targets", "mc2_targets")
+    }
+    return {"question": row["question"], **lists}
+
+
+def _ratings(row: Row) -> Row:
+    numbers = {name: float(row[name]) for name in ("toxicity_ai", "toxicity_human")}
+    return {"text": row["text"], **numbers}
+
+
+_ARC = HarnessTask("allenai/ai2_arc", {"test": "arc_challenge_test.jsonl", "train": "arc_challenge_train.jsonl"})
+_TRUTHFUL = HarnessTask("truthfulqa/truthful_qa", {"validation": "truthfulqa_mc.jsonl"}, _targets)
+_TRUTHFUL_PT = HarnessTask("alexandrainst/m_truthfulqa", {"val": "m_truthfulqa_pt_val.jsonl"})
+
+HARNESS_TASKS = {
+    "arc_challenge": _ARC,
+    "truthfulqa_mc1": _TRUTHFUL,
+    "truthfulqa_mc2": _TRUTHFUL,
+    "toxigen": HarnessTask("skg/toxigen-data", {"test": "toxigen_annotated_train.csv"}, _ratings),
+    "arc_pt": HarnessTask("alexandrainst/m_arc", {"test": "m_arc_pt_test.jsonl", "train": "m_arc_pt_train.jsonl"}),
+    "truthfulqa_pt_mc1": _TRUTHFUL_PT,
+    "truthfulqa_pt_mc2": _TRUTHFUL_PT,
+    "wikitext": HarnessTask("EleutherAI/wikitext_document_level", {"test": "wikitext_test.jsonl"}),
+}
+
+_HATECHECK = {"text": "test_case", "label": "label_gold"}
+SAMPLE = "pkg://aira.data/sample/"
+
+SCORER_TASKS = {
+    "webgpt": ScorerTask("reward", "preference", "openai/webgpt_comparisons", "webgpt_comparisons.jsonl", "train"),
+    "hh_harmless": ScorerTask(
+        "reward", "preference", "Anthropic/hh-rlhf", "hh_rlhf_harmless_base_test.jsonl", folder="harmless-base"
+    ),
+    "hh_helpful": ScorerTask(
+        "reward", "preference", "Anthropic/hh-rlhf", "hh_rlhf_helpful_base_test.jsonl", folder="helpful-base"
+    ),
+    "wiki_toxic": ScorerTask(
+        "toxicity",
+        "labelled",
+        "OxAISH-AL-LLM/wiki_toxic",
+        "wiki_toxicity_testset.csv",
+        columns={"text": "comment_text"},
+        file_columns={"text": "comment", "label": "toxic"},
+    ),
+    "toxic_conversations": ScorerTask(
+        "toxicity", "labelled", "mteb/toxic_conversations_50k", "toxic_conversations_test.jsonl"
+    ),
+    "hatecheck_en": ScorerTask("toxicity", "labelled", "Paul/hatecheck", "hatecheck_en.csv", columns=_HATECHECK),
+    "hatecheck_pt": ScorerTask(
+        "toxicity", "labelled", "Paul/hatecheck-portuguese", "hatecheck_pt.csv", columns=_HATECHECK
+    ),
+    "told_br": ScorerTask("toxicity", "labelled", "", "told_br_test_binary.csv", columns={"label": "toxic"}),
+    **{
+        f"sample_{kind}_{language}": ScorerTask(role, kind, f"{SAMPLE}{kind}-{language}", "", "validation")
+        for role, kind in (("reward", "preference"), ("toxicity", "labelled"))
+        for language in ("en", "pt")
+    },
+}
+
+
+def _rows(file: Path) -> Iterator[Row]:
+    with file.open(encoding="utf-8", newline="") as stream:
+        if file.suffix == ".csv":
+            yield from csv.DictReader(stream)
+            return
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise AiraError(f"{file}, row {number}: this is not JSON: {error.msg}.") from error
+
+
+def _located(task: str, folder: str, file: str, hub: str) -> Path:
+    found = Path(folder).expanduser() / file
+    if not found.is_file():
+        elsewhere = f" The data set is {hub} on the hub: eval.data_dir=null reads it there." if hub else ""
+        raise AiraError(
+            f"eval.data_dir={folder} has no file {file}, which the task {task} needs.{elsewhere} "
+            "eval.tasks=[…] leaves the task out."
+        )
+    return found
+
+
+def check(tasks: list[str], role: str, data_dir: str | None) -> None:
+    """Say before any long work what cannot be evaluated.
+
+    Raises:
+        AiraError: a file is missing, or a task is not for models of this role.
+    """
+    for task in tasks:
+        known = HARNESS_TASKS.get(task), SCORER_TASKS.get(task)
+        is_scorer = known[1] is not None
+        if is_scorer != (role != "chat") or (known[1] and known[1].role != role):
+            fitting = [name for name, one in SCORER_TASKS.items() if one.role == role] or sorted(HARNESS_TASKS)
+            raise AiraError(f"The task {task} is not for a {role} model. These are: {', '.join(fitting)}.")
+        if known[1] and not known[1].hub and not data_dir:
+            raise AiraError(f"The task {task} reads {known[1].file}, which the hub does not hold: set eval.data_dir=.")
+        if data_dir:
+            files = list(known[0].files.values()) if known[0] else [known[1].file] if known[1] else []
+            for file in filter(None, files):
+                _located(task, data_dir, file, (known[0] or known[1]).hub)  # type: ignore[union-attr]
+
+
+def harness_task(task: str, shots: int | None, data_dir: str | None, manager: TaskManager) -> str | Row:
+    """What the harness is to run: one of its tasks by name, or its configuration with other rows or few-shot numbers.
+
+    Args:
+        task: one of the harness, or `sample_answers_en` or `_pt`.
+        shots: examples before each question; None for the task's own number.
+        data_dir: a folder of files that take the place of the hub.
+
+    Raises:
+        AiraError: the harness has no such task.
+    """
+    changes: Row = {} if shots is None else {"num_fewshot": shots}
+    if task.startswith("sample_answers_"):
+        return {"task": task, **_sample_answers(task.removeprefix("sample_answers_")), **changes}
+    if task not in manager.task_index:
+        raise AiraError(f"There is no task {task}. {nearest(task, manager.task_index)}")
+    known = HARNESS_TASKS.get(task)
+    if data_dir and known:
+        folder, files = data_dir, known
+
+        def from_files(**_: Any) -> DatasetDict:
+            splits = files.files.items()
+            located = {split: _located(task, folder, name, files.hub) for split, name in splits}
+            rows = {split: [files.row(row) for row in _rows(file)] for split, file in located.items()}
+            return DatasetDict({split: Dataset.from_list(part) for split, part in rows.items()})
+
+        changes |= {"custom_dataset": from_files, "dataset_kwargs": {}}
+    if not changes:
+        return task
+    config = load_yaml(manager.task_index[task].yaml_path, resolve_func=True)
+    if known and "custom_dataset" in changes:
+        splits = (f"{name}_split" for name in ("training", "validation", "test"))
+        changes |= {name: None for name in splits if config.get(name) not in known.files}
+    return {**config, **changes}
+
+
+def _sample_answers(language: str) -> Row:
+    """Held-out questions of the embedded sample; the right answer among those of three other questions."""
+
+    def rows(**_: Any) -> DatasetDict:
+        found = list(read(f"{SAMPLE}instruction-{language}").split("validation"))
+        answers = sorted({row["completion"] for row in found})
+        made = []
+        for row in found:
+            at = answers.index(row["completion"])
+            choices = [answers[(at + step * len(answers) // 4) % len(answers)] for step in range(4)]
+            messages = [{"role": "user", "content": row["prompt"]}]
+            made.append({"question": row["prompt"], "messages": messages, "choices": choices})
+        return DatasetDict({"validation": Dataset.from_list(made)})
+
+    return {
+        "custom_dataset": rows,
+        "dataset_kwargs": {},
+        "output_type": "multiple_choice",
+        "validation_split": "validation",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": 0,
+        "target_delimiter": "",
+        "metric_list": [
+            {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")
+        ],
+        "metadata": {"version": 1.0},
+    }
+
+
+def scorer_rows(
+    task: str, data_dir: str | None, limit: int | None, seed: int, cache_dir: str
+) -> tuple[list[Example], list[int], list[str]]:
+    """The rows of a scorer's task.
+
+    Args:
+        data_dir: a folder of files that take the place of the hub.
+        limit: take so many rows, drawn by `seed` (files are often sorted).
+        cache_dir: where the tables of local files are kept.
+
+    Returns:
+        Examples, their `prompt_key`s, and what is to be told: how many rows were dropped, and why.
+    """
+    known = SCORER_TASKS[task]
+    columns = dict(known.columns or {})
+    if data_dir and known.file:
+        path = str(_located(task, data_dir, known.file, known.hub))
+        source, split = read(path, cache_dir=cache_dir), "train"
+        columns = dict(known.file_columns or columns)
+    else:
+        source, split = read(known.hub, folder=known.folder, cache_dir=cache_dir), known.split
+    rows = source.split(split)
+    mapping = mapped_columns(known.kind, rows.column_names, columns, source.name)
+    examples: list[Example] = []
+    keys: list[int] = []
+    dropped: dict[str, int] = {}
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:limit]
+    for row in rows.select(np.sort(drawn)):
+        try:
+            example = read_example(known.kind, row, mapping)
+        except BadRow as problem:
+            dropped[str(problem)] = dropped.get(str(problem), 0) + 1
+            continue
+        examples.append(example)
+        keys.append(prompt_key(example))
+    return examples, keys, [f"{task}: dropped {count} rows: {reason}." for reason, count in dropped.items()]

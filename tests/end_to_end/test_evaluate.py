@@ -1,0 +1,170 @@
+"""evaluate.py as a user runs it: exports of every role, files in place of the hub, stopping and going on."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from aira.config import compose_config
+from aira.errors import AiraError
+from aira.evaluating import evaluate
+from aira.evaluation.results import Line, Score, compare, published, table
+from aira.models.backbone import load_model, load_tokenizer
+from aira.models.export import export
+from tests.end_to_end.command import ENVIRONMENT, ROOT
+
+SHAPE = {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 512}
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """An export of each role, with random weights."""
+    folder = tmp_path_factory.mktemp("exports")
+    for name, head, label in (("chat", "lm", None), ("reward", "score", "reward"), ("toxicity", "score", "harmless")):
+        tokenizer, added = load_tokenizer("pkg://aira.models/tiny/causal", head=head)
+        model = load_model("pkg://aira.models/tiny/causal", tokenizer, added, head=head, label=label, config=SHAPE)
+        export(model, tokenizer, folder / name / "export", "card")
+    return folder
+
+
+def measured(run, *overrides):
+    return evaluate(compose_config("evaluate", [f"cache_dir={run.parent}/cache", *overrides]), run)
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_the_sample_for_every_role(exports, tmp_path, capsys, language):
+    """One command, three models of different roles; scorers stand beside their baselines."""
+    for role in ("chat", "reward", "toxicity"):
+        run = tmp_path / role
+        found = measured(run, f"model.path={exports / role}", f"language={language}", "eval.limit=40")
+        assert list(found) == [role]
+        results = json.loads((run / role / "results.json").read_text())
+        (task,) = results["results"]
+        assert language in task and results["aira"]["role"] == role and results["aira"]["environment"]["versions"]
+        rows = [json.loads(line) for line in (run / role / "rows" / f"{task}.jsonl").read_text().splitlines()]
+        assert len(rows) == 40
+        name = "acc_norm" if role == "chat" else "accuracy"
+        assert found[role][task][name] == pytest.approx(sum(row["value"] for row in rows) / 40)
+        printed = capsys.readouterr().out
+        baselines = {"chat": [], "reward": ["chance"], "toxicity": ["majority"]}[role]
+        assert all(word in printed for word in [*baselines, *(["length", "bag_of_words"] if baselines else [])])
+        assert (run / "table.md").read_text().startswith("| model | sample_")
+        assert r"\begin{tabular}" in (run / "table.tex").read_text()
+
+
+def test_several_models_and_which_is_better(exports, tmp_path):
+    run = tmp_path / "both"
+    found = measured(run, f"models=[{exports}/rew*,{exports}/reward/export]", "eval.limit=40")
+    assert list(found) == ["reward", "reward-2"]
+    (same,) = compare([str(run / "reward"), str(run / "reward-2")], seed=0)
+    assert (same["rows"], same["difference"], same["low"], same["high"]) == (40, 0, 0, 0)
+    with pytest.raises(AiraError, match="several models"):
+        compare([str(run), str(run)], seed=0)
+    told = measured(tmp_path / "told", f"compare=[{run}/reward,{run}/reward-2]")
+    assert told["compare"][0]["task"] == "sample_preference_en"
+
+
+def test_scorers_on_real_files(exports, tmp_path, data_folder):
+    """The files' columns are read, and each role has its tasks; both classes are there."""
+    for role, suite, tasks in (
+        ("reward", "reward", ["hh_harmless", "hh_helpful"]),
+        ("toxicity", "toxicity-en", ["wiki_toxic"]),
+        ("toxicity", "toxicity-pt", ["hatecheck_pt", "told_br"]),
+    ):
+        given = [f"eval={suite}", f"eval.tasks=[{','.join(tasks)}]", f"eval.data_dir={data_folder}", "eval.limit=60"]
+        found = measured(tmp_path / suite, f"model.path={exports / role}", *given)[role]
+        assert list(found) == tasks
+        for figures in found.values():
+            assert {"accuracy", "low", "high", "difference", "lower", "upper"} <= set(figures)
+
+
+def test_benchmarks_of_chat_models_on_real_files(exports, tmp_path, data_folder):
+    """The harness's tasks with rows from files; questions longer than the context are cut as the harness cuts."""
+    given = ["eval=aira-en", f"eval.data_dir={data_folder}", "eval.limit=3", "eval.published=[GPT-2]"]
+    found = measured(tmp_path / "run", f"model.path={exports / 'chat'}", *given)["chat"]
+    assert list(found) == ["arc_challenge", "truthfulqa_mc2", "toxigen", "truthfulqa_mc1"]
+    results = json.loads((tmp_path / "run" / "chat" / "results.json").read_text())
+    assert results["n-shot"]["arc_challenge"] == 25
+    assert "GPT-2 (published)" in (tmp_path / "run" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["eval=reward"], "not for a chat model"),
+        (["eval=aira-en", "eval.data_dir=nowhere"], "no file arc_challenge_test.jsonl.*allenai/ai2_arc"),
+        (["eval.tasks=[arc_chalenge]"], "Did you mean 'arc_challenge'"),
+        (["eval.tasks=[told_br]", "model.path={folder}/toxicity"], "set eval.data_dir="),
+        (["eval.published=[GPT2]"], "no such line was published"),
+        (["model.path=last", "output_dir=nowhere"], "Train first"),
+        (["models=[nothing/*]"], "nothing has such a name"),
+        (["compare=[nowhere,nowhere]"], "holds no evaluation"),
+        (["eval.precision=16"], "valid are 32-true, bf16-mixed"),
+    ],
+)
+def test_errors_before_long_work(exports, tmp_path, overrides, message):
+    given = [override.format(folder=exports) for override in overrides]
+    chosen = [] if any(one.startswith(("model", "compare")) for one in given) else [f"model.path={exports}/chat"]
+    with pytest.raises(AiraError, match=message):
+        measured(tmp_path / "run", *chosen, *given)
+
+
+def test_killed_and_gone_on_with(exports, tmp_path):
+    """Killed half way, the next call scores only what is missing, and ends with the same figures."""
+    command = [sys.executable, str(ROOT / "evaluate.py"), f"model.path={exports}/toxicity", "language=pt"]
+    command += [f"cache_dir={tmp_path}/cache", "eval.tokens_per_row=32"]
+    process = subprocess.Popen(
+        [*command, f"hydra.run.dir={tmp_path}/killed"], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL
+    )
+    store = tmp_path / "cache" / "evaluated"
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None and not _kept(store):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = _kept(store)
+    assert 0 < before < 200, "it was to be killed half way"
+    found = measured(tmp_path / "after", f"model.path={exports}/toxicity", "language=pt", f"cache_dir={tmp_path}/cache")
+    fresh = measured(tmp_path / "fresh", f"model.path={exports}/toxicity", "language=pt", f"cache_dir={tmp_path}/other")
+    assert _kept(store) == 200
+    for name, value in fresh["toxicity"]["sample_labelled_pt"].items():
+        assert found["toxicity"]["sample_labelled_pt"][name] == pytest.approx(value, abs=1e-5)
+
+
+def _kept(store):
+    """Answers on disk."""
+    import sqlite3
+
+    count = 0
+    for file in store.glob("*.db") if store.is_dir() else ():
+        try:
+            with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
+                count += connection.execute("select count(*) from unnamed").fetchone()[0]
+        except sqlite3.Error:
+            continue
+    return count
+
+
+def test_published_lines():
+    """Means are computed; where the published average is another number, both are shown."""
+    lines = published(["Aira-2-355M", "Aira-2-portuguese-124M", "Aira-2-774M"])
+    tasks = ["arc_challenge", "truthfulqa_mc2", "toxigen", "arc_pt", "truthfulqa_pt_mc2"]
+    shown = table(lines, tasks, tasks)
+    assert "39.76 (published as 39.68)" in shown and "32.73 (published as 34.73)" in shown
+    assert "42.26 |" in shown and "published as 42.26" not in shown
+
+
+def test_best_is_bold():
+    lines = [
+        Line("a", {"t": Score(0.5, stderr=0.01), "w": Score(20.0, percent=False)}, candidate=True),
+        Line("b", {"t": Score(0.6, 0.55, 0.65), "w": Score(30.0, percent=False)}, candidate=True),
+        Line("rule", {"t": Score(0.9)}),
+    ]
+    shown = table(lines, ["t", "w"], ["t"])
+    assert "| a | 50.00 ± 1.00 | **20.00** |" in shown, "of perplexities, less is better"
+    assert "| b | **60.00 [55.0, 65.0]** | 30.00 |" in shown
+    assert "| rule | 90.00 | – |" in shown
+    assert r"\textbf{60.00 [55.0, 65.0]}" in table(lines, ["t", "w"], ["t"], "latex")
