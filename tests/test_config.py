@@ -403,7 +403,10 @@ SELF_EVIDENT = {"name", "_target_", "defaults", "hydra", "accelerator", "devices
 }
 
 
-@pytest.mark.parametrize("file", ["train.yaml", "evaluate.yaml", "model/_base.yaml", "data/_base.yaml", "trainer/_base.yaml", "eval/_base.yaml"])
+@pytest.mark.parametrize(
+    "file",
+    ["train.yaml", "evaluate.yaml", "model/_base.yaml", "data/_base.yaml", "trainer/_base.yaml", "eval/_base.yaml"],
+)
 def test_keys_are_explained(file):
     """Catches a new key without a comment; keys named as the library's own argument, or as one above, need none."""
     unexplained, seen, block = [], set(SELF_EVIDENT), ""

@@ -265,8 +265,7 @@ def test_usable(run):
     index, said = usable(run(rows)[0], "rows (train)")
     assert index.tolist() == [0, 2, 4]
     assert said == [
-        "rows (train): dropped 2 of 6 rows: the prompt leaves no room for the answer within 64 tokens "
-        "(first: row 4).",
+        "rows (train): dropped 2 of 6 rows: the prompt leaves no room for the answer within 64 tokens (first: row 4).",
         "rows (train): dropped 1 of 6 rows: empty completion (first: row 2).",
         "rows (train): cut 1 of 6 rows to data.max_length.",
     ]

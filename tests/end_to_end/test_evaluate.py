@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import wandb
 
 from aira.config import compose_config
 from aira.errors import AiraError
@@ -53,6 +54,20 @@ def test_the_sample_for_every_role(exports, tmp_path, capsys, language):
         assert all(word in printed for word in [*baselines, *(["length", "bag_of_words"] if baselines else [])])
         assert (run / "table.md").read_text().startswith("| model | sample_")
         assert r"\begin{tabular}" in (run / "table.tex").read_text()
+
+
+def test_tracked(exports, tmp_path, monkeypatch):
+    """The table and the figures reach Weights & Biases, here an offline run."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    measured(run, f"model.path={exports}/reward", "eval.limit=40", "logger=wandb")
+    wandb.finish()
+    (offline,) = run.glob("wandb/offline-run-*")
+    content = b"".join(file.read_bytes() for file in offline.rglob("*.wandb"))
+    assert b"eval/reward/sample_preference_en/accuracy" in content
+    assert list(offline.rglob("evaluation*.table.json"))
+    logged = "".join(file.read_text() for file in run.glob("logs/*/metrics.csv"))
+    assert "eval/reward/sample_preference_en/accuracy" in logged
 
 
 def test_several_models_and_which_is_better(exports, tmp_path):
@@ -102,7 +117,7 @@ def test_benchmarks_of_chat_models_on_real_files(exports, tmp_path, data_folder)
         (["model.path=last", "output_dir=nowhere"], "Train first"),
         (["models=[nothing/*]"], "nothing has such a name"),
         (["compare=[nowhere,nowhere]"], "holds no evaluation"),
-        (["eval.precision=16"], "valid are 32-true, bf16-mixed"),
+        (["eval.precision=half"], "valid are 32-true, bf16-mixed"),
     ],
 )
 def test_errors_before_long_work(exports, tmp_path, overrides, message):
