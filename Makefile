@@ -13,8 +13,8 @@ train: $(VENV)/.train
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
-test-all: $(VENV)/.test lint
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+test-all: test lint
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

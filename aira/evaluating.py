@@ -177,7 +177,7 @@ def _chat(
         tasks=[harness_task(task, shots.get(task), suite["data_dir"], manager) for task in tasks],
         task_manager=manager,
         limit=suite["limit"],
-        use_cache=str(_store(values, model, f"lm {tokenizer.chat_template}")),
+        use_cache=str(_store(values, model, f"lm {tokenizer.chat_template} {tokenizer.backend_tokenizer.to_str()}")),
         apply_chat_template=suite["chat_template"],
         fewshot_random_seed=1234 + values["seed"],
         bootstrap_iters=1000,

@@ -39,4 +39,4 @@ def test_log_likelihoods_agree(tmp_path, data_folder):
     assert done.returncode == 0, done.stderr
     rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if "harness-4" in line]
     assert [row[0].strip() for row in rows] == ["arc_challenge", "truthfulqa_mc2", "toxigen"]
-    assert all(float(row[7]) < 1e-4 for row in rows)
+    assert all(float(row[7]) < 5e-4 for row in rows)  # a millionth of sums near -450, in float32
