@@ -28,7 +28,8 @@ def plan(sequences: Sequence[Sequence[int]], contexts: Sequence[int], budget: in
     Args:
         sequences: token ids, each with at least two tokens.
         contexts: of each, how many tokens come before the first scored one.
-        budget: tokens of a tree; where it would have more, it is cut into several.
+        budget: tokens of a tree; where it would have more, and more than twice its first sequence, it is cut into
+            several.
     """
     order = sorted(range(len(sequences)), key=lambda i: list(sequences[i]))
     room = [contexts[i] - 1 for i in order]  # the token that predicts the first scored one is each tree's own
@@ -44,7 +45,7 @@ def plan(sequences: Sequence[Sequence[int]], contexts: Sequence[int], budget: in
             tree, size = [order[first]], len(sequences[order[first]])
             for i in order[first + 1 : last]:
                 size += len(sequences[i]) - prefix
-                if size - cached > budget:
+                if size - cached > max(budget, 2 * (len(sequences[tree[0]]) - cached)):
                     trees.append(tree)
                     tree, size = [], len(sequences[i])
                 tree.append(i)

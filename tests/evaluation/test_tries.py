@@ -69,6 +69,13 @@ def test_budget():
     assert max(tree_length([sequences[i] for i in tree]) for tree in trees) <= 100
 
 
+def test_a_context_beyond_the_budget_is_shared_all_the_same():
+    """As with 25 examples before each question: cutting would compute them once a choice."""
+    sequences = [made(numbers(0, 150), question, choice) for question in QUESTIONS[:1] for choice in CHOICES]
+    groups = plan(sequences, [170] * len(sequences), budget=100)
+    assert cost(sequences, groups) == 150 + 20 + len(CHOICES) * 6
+
+
 def test_random_sequences_are_planned_once_and_never_cost_more():
     draw = np.random.default_rng(0)
     for _ in range(30):
