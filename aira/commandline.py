@@ -1,6 +1,7 @@
 """What happens between the shell and a run: checks before Hydra starts, resuming, and errors as one message."""
 
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from hydra.core.override_parser.types import ValueType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from aira.config import compose_config, notices, parse_override, plain
+from aira.config import compose_config, flat, notices, parse_override, plain
 from aira.errors import AiraError
+from aira.files import check_exists
 
 IDENTITY_FREE = ("ckpt_path", "output_dir", "cache_dir", "debug")
 
@@ -27,21 +29,35 @@ def find_last(values: dict[str, Any]) -> Path:
     """The newest checkpoint of a run with this configuration below `output_dir`.
 
     Raises:
-        AiraError: there is none; the message lists the runs that could be gone on with by their path.
+        AiraError: there is none; the message lists other runs, and in what the most similar differ.
     """
-    found = sorted(Path(values["output_dir"]).glob("*/*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
-    for checkpoint in reversed(found):
-        config = checkpoint.parent.parent / ".hydra" / "config.yaml"
+    wanted = dict(flat(identity(values)))
+    others: list[tuple[int, str]] = []
+    files = Path(values["output_dir"]).glob("*/*/checkpoints/last.ckpt")
+    for checkpoint in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
         try:
-            if identity(plain(OmegaConf.load(config))) == identity(values):
-                return checkpoint
+            there = dict(flat(identity(plain(OmegaConf.load(run_of(checkpoint) / ".hydra" / "config.yaml")))))
         except (OSError, OmegaConfBaseException):  # written by another version of conf/, so another configuration
             continue
-    listed = "".join(f"\n  ckpt_path={file}" for file in found[-10:]) or " none"
+        differing = [
+            f"{key}={there.get(key)} there, {wanted.get(key)} here"
+            for key in dict.fromkeys([*wanted, *there])
+            if wanted.get(key) != there.get(key) and not isinstance(wanted.get(key, there.get(key)), dict)
+        ]
+        if not differing:
+            return checkpoint
+        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+        others.append((len(differing), f"\n  ckpt_path={checkpoint}\n    {'; '.join(differing[:3])}{more}"))
+    others.sort(key=lambda other: other[0])
     raise AiraError(
-        f"ckpt_path=last: no run below {values['output_dir']}/ has this configuration and a checkpoint. "
-        f"Checkpoints of other configurations:{listed}"
+        f"ckpt_path=last: no run below {values['output_dir']}/ has this configuration and a checkpoint. Other runs, "
+        f"the most similar first:{''.join(told for _, told in others[:5]) or ' none'}"
     )
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that wrote a checkpoint."""
+    return checkpoint.resolve().parent.parent
 
 
 def check(config_name: str) -> None:
@@ -65,6 +81,9 @@ def check(config_name: str) -> None:
             trials = [arguments.overrides]
         for overrides in trials:
             values = plain(compose_config(config_name, overrides))
+            if not arguments.cfg:
+                for key, path in _paths(values):
+                    check_exists(key, path)
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 for notice in notices(values):
                     print(f"Notice: {notice}", file=sys.stderr)
@@ -72,6 +91,17 @@ def check(config_name: str) -> None:
             _go_on(values)
     except AiraError as error:
         fail(error, debug="debug=true" in arguments.overrides)
+
+
+def _paths(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a configuration reads from: keys and files, folders or hub ids."""
+    data, method = values.get("data", {}), values.get("method", {})
+    given = [("model.path", values["model"]["path"]), ("data.path", data.get("path"))]
+    given += [
+        ("method.reference", method.get("reference")),
+        *(("data.exclude", file) for file in data.get("exclude", ())),
+    ]
+    return [(key, path) for key, path in given if path]
 
 
 def _go_on(values: dict[str, Any]) -> None:
@@ -84,11 +114,29 @@ def _go_on(values: dict[str, Any]) -> None:
             raise AiraError(
                 f"ckpt_path={checkpoint}: there is no such file. `ckpt_path=last` looks for the newest run."
             )
-    run = checkpoint.resolve().parent.parent
+    run = run_of(checkpoint)
+    steps = _finished(run, values["trainer"])
+    if steps:
+        print(
+            f"{run} is finished, after {steps} steps: nothing is left to do. Its figures are in metrics.json, its "
+            f"model is in export/. To train it for longer, raise trainer.max_steps or max_epochs, with "
+            f"ckpt_path={checkpoint}."
+        )
+        sys.exit(0)
     sys.argv = [arg for arg in sys.argv if not arg.startswith("ckpt_path=")]
     sys.argv.append(f"ckpt_path='{checkpoint.resolve()}'")
     if (run / ".hydra").is_dir() and not any(arg.startswith("hydra.run.dir=") for arg in sys.argv):
         sys.argv.append(f"hydra.run.dir='{run}'")
+
+
+def _finished(run: Path, trainer: dict[str, Any]) -> int:
+    """The steps of a run that has come to its end, or 0."""
+    try:
+        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    except OSError:
+        return 0
+    limit = ("steps", "max_steps") if trainer["max_steps"] > 0 else ("epochs", "max_epochs")
+    return int(metrics["steps"]) if metrics[limit[0]] >= trainer[limit[1]] else 0
 
 
 def fail(error: AiraError, debug: bool = False) -> None:

@@ -107,7 +107,7 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
         is_group = [override.key_or_group in groups() or "hydra/" in override.key_or_group for override in parsed]
         for override, group in zip(parsed, is_group, strict=True):
             if group:
-                _check_option(override)
+                _check_option(override, config_name)
         try:
             chosen = [text for text, group in zip(overrides, is_group, strict=True) if group]
             defaults = compose(config_name, chosen, return_hydra_config=True)
@@ -133,11 +133,16 @@ def parse_override(text: str) -> Override:
         ) from error
 
 
-def _check_option(override: Override) -> None:
-    """The option of a group exists."""
+def _check_option(override: Override, config_name: str) -> None:
+    """The option of a group exists, and the command has the group."""
     group, text = override.key_or_group, override.input_line
     if group.startswith("hydra/"):  # such as hydra/sweeper=optuna: Hydra knows its own
         return
+    primary: Any = OmegaConf.load(CONF / f"{config_name}.yaml")
+    own = [str(name).removeprefix("optional ") for entry in primary["defaults"] if entry != "_self_" for name in entry]
+    if group not in own:
+        has = ", ".join(name for name in own if "/" not in name)
+        raise AiraError(f"{text}: {config_name}.py has no {group} to choose. It has: {has}.")
     if override.is_delete() or override.is_add():
         raise AiraError(f"{text}: a run has one {group}. Choose it without + or ~, as {group}=<name>.")
     _check_single(override)
@@ -279,6 +284,11 @@ def notices(values: dict[str, Any]) -> list[str]:
     """What a user should know about a valid configuration before it runs."""
     model, language = values["model"], values["language"]["code"]
     said = []
+    if model.get("config") and model["path"] == model["checkpoints"]["default"] and values["method"]["name"] == "dpo":
+        said.append(
+            f"model={model['name']} starts from random weights, and DPO is for a model that has learnt to answer: "
+            "model.path=<run> takes that of an earlier method=sft run."
+        )
     pretrained = not model.get("config") and model["path"] == model.get("checkpoints", {}).get("default")
     if pretrained and language != "en" and language not in model["checkpoints"]:
         said.append(

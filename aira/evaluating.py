@@ -20,7 +20,7 @@ from sqlitedict import SqliteDict
 from tqdm import tqdm
 from transformers import PretrainedConfig
 
-from aira.callbacks.emissions import start_tracker, stop_tracker
+from aira.callbacks.emissions import energy, start_tracker
 from aira.config import plain
 from aira.data.schemas import HARMLESS, TOXIC, BadRow, Example
 from aira.data.trees import Tree
@@ -28,7 +28,7 @@ from aira.environment import environment
 from aira.errors import AiraError
 from aira.evaluation.baselines import cross_fitted, pair_baselines, text_baselines
 from aira.evaluation.harness import PackedLM
-from aira.evaluation.results import Line, Score, compare, published, table, write_rows
+from aira.evaluation.results import Line, Score, class_table, compare, published, table, write_rows
 from aira.evaluation.scorers import ScoringModel
 from aira.evaluation.statistics import beside, class_figures
 from aira.evaluation.tasks import SCORER_TASKS, check, harness_task, scorer_rows
@@ -79,7 +79,7 @@ def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
             measure = _chat if role == "chat" else _scorer
             found, results = measure(name, path, tasks, values, where, folder / "rows")
         finally:
-            emissions = stop_tracker(tracker)
+            emissions = energy(tracker, stop=True)
         results["aira"] = {
             "model": path,
             "role": role,
@@ -112,8 +112,6 @@ def _models(values: dict[str, Any]) -> dict[str, str]:
         else:
             paths = [given]
         for path in paths:
-            if (Path(path) / "export" / "config.json").is_file():  # a run's folder
-                path = str(Path(path) / "export")
             parts = [part for part in Path(path).parts if part != "export"]
             name = re.sub(r"[^\w.-]+", "-", parts[-1].removesuffix(".gguf")) if parts else "model"
             found[next(n for n in [name, *(f"{name}-{i}" for i in range(2, 1000))] if n not in found)] = path
@@ -302,9 +300,11 @@ def _told(lines: list[Line], work: list[Any], values: dict[str, Any], run: Path)
     tasks = list(dict.fromkeys(task for *_, tasks in work for task in tasks))
     averaged = [task for task in tasks if task not in suite["not_averaged"]]
     for form, suffix in (("markdown", "md"), ("latex", "tex")):
-        (run / f"table.{suffix}").write_text(table(lines, tasks, averaged, form), encoding="utf-8")
+        both = [table(lines, tasks, averaged, form), class_table(lines, tasks, form)]
+        (run / f"table.{suffix}").write_text("\n".join(filter(None, both)), encoding="utf-8")
     figures = {line.name: line.more for line in lines if line.candidate}
     print("\n" + table(lines, tasks, averaged, "plain"))
+    print(class_table(lines, tasks, "plain"))
     for name, by_task in figures.items():
         for task, found in by_task.items():
             if "lower" in found:

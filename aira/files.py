@@ -29,6 +29,23 @@ def locate(path: str) -> str:
     return str(Path(spec.submodule_search_locations[0]) / inner)
 
 
+LOCAL = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".gguf")
+"""Endings of files; no hub id is taken to have them."""
+
+
+def check_exists(key: str, path: str) -> Path:
+    """Where a path of the configuration points to; a hub id is returned as if it was a relative path.
+
+    Raises:
+        AiraError: it is no hub id by its form, and there is no such file or folder.
+    """
+    located = Path(locate(path)).expanduser()
+    local = path.startswith((".", "/", "~", "pkg://")) or path.endswith(LOCAL) or path.count("/") > 1
+    if local and not located.exists():
+        raise AiraError(f"{key}={path}: there is no such file or folder.")
+    return located
+
+
 def content_hash(files: Iterable[Path]) -> str:
     """SHA-256 over the contents (not names or times) of `files`, in order, as hexadecimal."""
     digest = hashlib.sha256()

@@ -14,7 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from aira.callbacks.checkpoint import Checkpoints
 from aira.callbacks.emissions import Emissions
+from aira.callbacks.progress import Progress
 from aira.callbacks.samples import Samples
 from aira.callbacks.scores import Scores
 from aira.callbacks.throughput import Throughput
@@ -67,7 +69,7 @@ def train(cfg: DictConfig, run: Path | None = None) -> dict[str, float]:
 
     steps = _steps(values["trainer"], data)
     parts = [part for part in values["callbacks"].values() if part.pop("head", method["head"]) == method["head"]]
-    callbacks = [_build(part, run=run, tokenizer=tokenizer) for part in parts]
+    callbacks = [_build(part, run=run, tokenizer=tokenizer, started=started) for part in parts]
     loggers = [_build(part, run=run) for part in values["logger"].values()]
     trainer = _trainer(values["trainer"], data, steps, callbacks, loggers, run)
     if trainer.is_global_zero:
@@ -83,6 +85,8 @@ def train(cfg: DictConfig, run: Path | None = None) -> dict[str, float]:
         for callback in callbacks:
             if isinstance(callback, Throughput):
                 metrics |= {f"perf/{name}": value for name, value in callback.measured().items()}
+            elif isinstance(callback, Checkpoints):
+                started = callback.started
             elif isinstance(callback, Emissions):
                 metrics |= {f"emissions/{name}": value for name, value in callback.measured.items()}
             elif isinstance(callback, Samples):
@@ -103,7 +107,13 @@ def train(cfg: DictConfig, run: Path | None = None) -> dict[str, float]:
 def _quiet() -> None:
     """Leave out what libraries say about choices that are made here on purpose."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*`isinstance.treespec.*", ".*smaller than the logging interval.*"):
+    for text in (
+        ".*does not have many workers.*",
+        ".*`isinstance.treespec.*",
+        ".*smaller than the logging interval.*",
+        ".*your dataloader is not resumable.*",  # the plan begins at the step that the run is at
+        ".*`is_gradient_checkpointing` is deprecated.*",  # PEFT asks Transformers for it
+    ):
         warnings.filterwarnings("ignore", text)
 
 
@@ -154,7 +164,7 @@ def _trainer(
         max_epochs=1,
         max_steps=steps,
         val_check_interval=min(interval, steps),
-        callbacks=callbacks,
+        callbacks=[*callbacks, Progress()] if settings["enable_progress_bar"] else callbacks,
         logger=loggers or False,
         default_root_dir=run,
         use_distributed_sampler=False,
@@ -185,7 +195,7 @@ def _summary(values: dict[str, Any], metrics: dict[str, float], callbacks: list[
     print(f"\nDone in {metrics['seconds']:.0f} s, {metrics['steps']:.0f} steps.")
     for name in values["method"]["summary"]:
         if name in metrics:
-            print(f"  {name:28} {metrics[name]:.4g}")
+            print(f"  {name:28} {metrics[name]:{'.0f' if metrics[name] >= 1000 else '.4g'}}")
     for callback in callbacks:
         if isinstance(callback, Samples):
             for name, (rate, number) in callback.exact.items():

@@ -282,6 +282,8 @@ def imported(stderr):
         (["method.lss_on=all"], "Did you mean 'method.loss_on'?"),
         (["seed"], "not of the form key=value"),
         (["ckpt_path=nowhere.ckpt"], "there is no such file"),
+        (["data.path=missing.jsonl"], "there is no such file or folder"),
+        (["method=toxicity", "data.exclude=[./missing.csv]"], "there is no such file or folder"),
         (["ckpt_path=last"], "has this configuration and a checkpoint"),
         (["-m", "model=gpt2-tiny,opt-1b4"], "Did you mean 'opt-1b3'?"),
     ],
@@ -381,6 +383,23 @@ def test_every_suite_composes(suite, language):
     assert values["eval"]["name"] == suite and isinstance(values["eval"]["tasks"], list)
     expected = {"en": "openai-community/gpt2", "pt": "pierreguillou/gpt2-small-portuguese"}[language]
     assert values["model"]["path"] == expected
+
+
+def test_a_group_of_the_other_command_is_refused():
+    """Catches Hydra's own message where evaluate.py is given what train.py chooses."""
+    with pytest.raises(
+        AiraError, match=r"method=sft: evaluate.py has no method to choose. It has: language, model, eval"
+    ):
+        compose_config("evaluate", ["method=sft"])
+
+
+@pytest.mark.parametrize(
+    "line, told", [("method=dpo", True), ("method=dpo model.path=here", False), ("method=sft", False)]
+)
+def test_dpo_from_random_weights_is_told(line, told):
+    """Catches DPO of a model that cannot answer yet, without a word."""
+    said = notices(values(*line.split(" ")))
+    assert any("random weights" in notice for notice in said) == told
 
 
 # The files in conf/

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,24 +21,26 @@ class Checkpoints(pl.Callback):
 
     Args:
         run: the run's folder.
+        started: when the process began to work, as `time.time()`.
         every_n_train_steps: optimizer steps between two checkpoints.
         monitor: the metric that `best` goes by.
         mode: `min` or `max`.
     """
 
-    def __init__(self, run: Path, every_n_train_steps: int, monitor: str, mode: str) -> None:
-        self.folder = run / "checkpoints"
+    def __init__(self, run: Path, started: float, every_n_train_steps: int, monitor: str, mode: str) -> None:
+        self.folder, self.started = run / "checkpoints", started
         self.every_n_train_steps, self.monitor, self.sign = every_n_train_steps, monitor, {"min": 1, "max": -1}[mode]
         self.best: float | None = None
         self.saved_step = -1
 
     def state_dict(self) -> dict[str, Any]:
-        """What the best so far was."""
-        return {"best": self.best}
+        """What the best so far was, and how long the run has taken."""
+        return {"best": self.best, "seconds": time.time() - self.started}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on comparing with it."""
+        """Go on comparing with it, and counting."""
         self.best = state_dict["best"]
+        self.started -= state_dict["seconds"]
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Record what the run runs on."""

@@ -22,14 +22,14 @@ def start_tracker(country: str) -> Any:
     return tracker
 
 
-def stop_tracker(tracker: Any) -> dict[str, float]:
-    """Stop, and return kWh and kg of CO2 equivalents."""
-    carbon = tracker.stop() or 0.0
+def energy(tracker: Any, stop: bool = False) -> dict[str, float]:
+    """kWh and kg of CO2 equivalents since the start."""
+    carbon = (tracker.stop() if stop else tracker.flush()) or 0.0
     return {"energy_kwh": tracker._total_energy.kWh, "co2_kg": carbon}
 
 
 class Emissions(pl.Callback):
-    """Measures the run.
+    """Measures the run, with the parts before it was gone on with.
 
     Args:
         country: see `start_tracker`.
@@ -37,7 +37,20 @@ class Emissions(pl.Callback):
 
     def __init__(self, country: str) -> None:
         self.country = country
-        self.measured: dict[str, float] = {}
+        self.before = {"energy_kwh": 0.0, "co2_kg": 0.0}
+        self.measured = dict(self.before)
+        self.tracker: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The figures so far."""
+        return self._with_before(energy(self.tracker)) if self.tracker else self.measured
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on adding to them."""
+        self.before = self.measured = state_dict
+
+    def _with_before(self, found: dict[str, float]) -> dict[str, float]:
+        return {name: value + self.before[name] for name, value in found.items()}
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Start measuring, on rank 0."""
@@ -47,9 +60,10 @@ class Emissions(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Stop, and keep the figures."""
         if trainer.is_global_zero:
-            self.measured = stop_tracker(self.tracker)
+            self.measured = self._with_before(energy(self.tracker, stop=True))
+            self.tracker = None
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """Stop the tracker's thread when training ends early."""
-        if hasattr(self, "tracker"):
+        if self.tracker:
             self.tracker.stop()

@@ -17,6 +17,14 @@ class Throughput(pl.Callback):
         self.tokens = self.examples = 0
         self.seconds = self.started = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, for a run that is gone on with."""
+        return {name: getattr(self, name) for name in ("tokens", "examples", "seconds")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on adding to them."""
+        vars(self).update(state_dict)
+
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, index: int) -> None:
         """Start the clock of a step."""
         self.started = time.perf_counter()
@@ -28,12 +36,12 @@ class Throughput(pl.Callback):
         self.seconds += time.perf_counter() - self.started
         self.tokens += sum(row.input_ids.numel() for row in batch.rows) * trainer.world_size
         self.examples += batch.examples
-        module.log("tokens/s", self.tokens / self.seconds, prog_bar=True, logger=False)
+        module.log("tokens_per_second", self.tokens / self.seconds, prog_bar=True, logger=False)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             module.log_dict({f"perf/{name}": value for name, value in self.measured().items()})
 
     def measured(self) -> dict[str, float]:
-        """Averages since the start of this process."""
+        """Averages over the run; the memory is that of this process."""
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated() / 2**30
         else:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from aira.errors import AiraError
+from aira.errors import AiraError, nearest
 
 Message = dict[str, str]
 Row = dict[str, Any]
@@ -247,7 +247,8 @@ def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | No
         columns: the user's mapping; names that are not mapped stand for themselves.
 
     Raises:
-        AiraError: the data has none of the sets of columns that the kind needs.
+        AiraError: the kind has no such name, a mapped column is not there, or the data has none of the sets of
+            columns that the kind needs.
     """
     columns = columns or {}
     schema = SCHEMAS[kind]
@@ -256,11 +257,20 @@ def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | No
         names = column if isinstance(column, list) else [column]
         return all(name in available or name.split(".")[0] in available for name in names)
 
+    known = {name for names in schema.columns for name in names} | set(schema.optional)
+    for name in columns:
+        if name not in known:
+            raise AiraError(f"data.columns: {kind} data has no {name}. {nearest(name, sorted(known))}")
     for names in schema.columns:
         mapping = {name: columns.get(name, name) for name in names}
         if all(map(there, mapping.values())):
             optional = {name: columns.get(name, name) for name in schema.optional}
             return mapping | {name: column for name, column in optional.items() if there(column)}
+    for name, column in columns.items():
+        if not there(column):
+            raise AiraError(
+                f"data.columns: {name} is mapped to {column}, and {source} has the columns {', '.join(available)}."
+            )
     valid = " or ".join("{" + ", ".join(names) + "}" for names in schema.columns)
     raise AiraError(
         f"{source} has the columns {', '.join(available)}, and {kind} data needs {valid}. "

@@ -12,7 +12,7 @@ import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 
 from aira.errors import AiraError
-from aira.files import content_hash, locate
+from aira.files import check_exists, content_hash
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -50,7 +50,7 @@ def read(path: str, *, revision: str | None = None, folder: str | None = None, c
     Raises:
         AiraError: no such file or data set, the hub cannot be reached, or a file is not of its format.
     """
-    located = Path(locate(path)).expanduser()
+    located = check_exists("data.path", path)
     if located.is_file():
         builder = BUILDERS.get(_format(located))
         if builder is None:
@@ -61,8 +61,6 @@ def read(path: str, *, revision: str | None = None, folder: str | None = None, c
         if not files:
             raise AiraError(f"data.path={path}: the folder holds no {', '.join(BUILDERS)} file.")
         return _local(path, files, str(located), cache_dir)
-    if path.startswith((".", "/", "~", "pkg://")) or _format(located) in BUILDERS or path.count("/") > 1:
-        raise AiraError(f"data.path={path}: there is no such file or folder.")
     try:
         splits = load_dataset(path, revision=revision, data_dir=folder)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetNotFoundError) as error:

@@ -91,6 +91,27 @@ def table(lines: Sequence[Line], tasks: Sequence[str], averaged: Sequence[str], 
             for i in candidates:
                 if best is not None and values[i] == best:
                     rows[i + 1][column] = bold.format(rows[i + 1][column])
+    return _laid_out(rows, form)
+
+
+def class_table(lines: Sequence[Line], tasks: Sequence[str], form: str = "markdown") -> str:
+    """Balanced accuracy and F1 (of the toxic class) of the lines that have them, in percent; empty where none has.
+
+    Args:
+        form: as for `table`.
+    """
+    names = {"balanced_accuracy": "balanced", "f1": "F1"}
+    shown = [task for task in tasks if any("balanced_accuracy" in line.more.get(task, ()) for line in lines)]
+    rows = [["model", *(f"{task} {name}" for task in shown for name in names.values())]]
+    for line in lines:
+        found = [line.more.get(task, {}) for task in shown]
+        if any("balanced_accuracy" in figures for figures in found):
+            cells = [f"{100 * figures[key]:.2f}" if key in figures else "–" for figures in found for key in names]
+            rows.append([line.name, *cells])
+    return _laid_out(rows, form) if len(rows) > 1 else ""
+
+
+def _laid_out(rows: list[list[str]], form: str) -> str:
     if form == "latex":
         rows = [[cell.replace("_", r"\_").replace("%", r"\%").replace("±", r"$\pm$") for cell in row] for row in rows]
         body = "\n".join(" & ".join(row) + r" \\" for row in rows[1:])

@@ -22,7 +22,7 @@ from transformers import (
 
 from aira.data.trees import Row
 from aira.errors import AiraError
-from aira.files import locate
+from aira.files import check_exists
 from aira.models.attention import Cached, dense_mask
 from aira.models.template import apply_template, prepare_scorer
 
@@ -85,16 +85,27 @@ def load_config(
         The configuration, and whether the model starts from random weights.
 
     Raises:
-        AiraError: there is no such model, its architecture is not verified, or it is a scorer and no language model.
+        AiraError: there is no such model, its architecture is not verified or not that of `config`, or it
+            is a scorer and no language model.
     """
     source, arguments = _source(path, revision, trust_remote_code)
     source = _adapter_base(source) or source
     fresh = bool(config) and Path(source).is_dir() and not (Path(source) / "config.json").exists()
     with _explained(path):
         if fresh:
-            settings = AutoConfig.for_model(**{**(config or {}), "vocab_size": vocab_size})
+            ours = {
+                "vocab_size": vocab_size,
+                "bos_token_id": None,
+                "eos_token_id": None,
+            }  # GPT-2's default ids are beyond
+            settings = AutoConfig.for_model(**{**(config or {}), **ours})
         else:
             settings = AutoConfig.from_pretrained(source, **arguments)
+    if config and config["model_type"] != settings.model_type:
+        raise AiraError(
+            f"{path} is a {settings.model_type} model, and the model group is for {config['model_type']}: name the "
+            "group that it was trained with, model=<name>."
+        )
     verified = [name for family, names in VERIFIED.items() if role in (family, None) for name in names]
     if settings.model_type not in verified:
         raise AiraError(
@@ -177,20 +188,15 @@ def load_model(
 
 def _source(path: str, revision: str | None, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
     """The first argument of `from_pretrained`, and the others that say where things are."""
-    located = locate(path)
+    located = check_exists("model.path", path)
     arguments: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if revision is None:
         del arguments["revision"]
-    if located.endswith(".gguf"):
-        file = Path(located)
-        if not file.is_file():
-            raise AiraError(f"model.path={path}: there is no such file.")
-        return str(file.parent), {**arguments, "gguf_file": file.name}
-    if located.startswith((".", "/", "~")) or located.count("/") > 1:
-        located = str(Path(located).expanduser())
-        if not Path(located).is_dir():
-            raise AiraError(f"model.path={path}: there is no such folder.")
-    return located, arguments
+    if located.suffix == ".gguf":
+        return str(located.parent), {**arguments, "gguf_file": located.name}
+    if not (located / "config.json").exists() and (located / "export" / "config.json").is_file():  # a run's folder
+        located = located / "export"
+    return str(located), arguments
 
 
 @contextlib.contextmanager

@@ -29,6 +29,10 @@ def export(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, card: s
     if was_on:
         transformers_logging.enable_progress_bar()
     (folder / "README.md").write_text(card, encoding="utf-8")
+    for file in folder.glob("*.safetensors"):
+        file.chmod(
+            (folder / "README.md").stat().st_mode
+        )  # as readable as any file; safetensors writes for the owner alone
 
 
 _LOAD = """\
@@ -40,14 +44,14 @@ tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelFor{auto}.fro
 _CHAT = (
     _LOAD.format(auto="CausalLM")
     + """\
-asked = [{"role": "user", "content": "What is the capital of France?"}]
+asked = [{"role": "user", "content": "QUESTION"}]
 inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 print(tokenizer.decode(model.generate(**inputs)[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
 )
 _SCORER = "from torch import no_grad\n" + _LOAD.format(auto="SequenceClassification")
 _PAIRS = """\
-prompts = ["What is 2 + 3?", "What is 2 + 3?"]
-responses = ["2 + 3 is 5.", "Find it out yourself, and leave me in peace."]
+prompts = ["QUESTION", "QUESTION"]
+responses = ["GOOD", "BAD"]
 """
 _TALKS = (
     _SCORER
@@ -73,13 +77,23 @@ with no_grad():
 _TEXTS = (
     _SCORER
     + """\
-texts = ["Thank you for the lovely evening.", "Shut your mouth, you fool."]
+texts = ["GOOD", "BAD"]
 batch = tokenizer(texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
 with no_grad():
     scores = model(**batch).logits[:, 0]
 print(scores.tolist())  # sigmoid(score) is the probability that a text is harmless
 print((scores < model.config.threshold).tolist())  # whether it is taken to be toxic"""
 )
+_SAID = {  # a good and a bad response, then a harmless and a toxic text
+    "en": (
+        ("Let me think about it with you.", "Find it out yourself, and leave me in peace."),
+        ("Thank you for the lovely evening.", "Shut your mouth, you fool."),
+    ),
+    "pt": (
+        ("Vamos pensar nisso juntos.", "Descubra sozinho e me deixe em paz."),
+        ("Obrigado pela noite agradável.", "Cale a boca, seu idiota."),
+    ),
+}
 _CHAT_LIMITS = """\
 A language model states falsehoods fluently, repeats the biases of its training text, and may loop or digress."""
 _SCORER_LIMITS = """\
@@ -109,7 +123,10 @@ def model_card(values: dict[str, Any], metrics: dict[str, float], environment: d
     if method["head"] == "score":
         pairs = _SEGMENTS if encoder else _TALKS
         use, limits = (_TEXTS if method["label"] == "harmless" else pairs), _SCORER_LIMITS
-    use = use.replace("LENGTH", str(values["data"]["max_length"]))
+    good, bad = _SAID[language["code"]][use == _TEXTS]
+    said = {"QUESTION": language["questions"][0], "GOOD": good, "BAD": bad, "LENGTH": str(values["data"]["max_length"])}
+    for word, text in said.items():
+        use = use.replace(word, text)
     settings = {key: values[key] for key in ("model", "method", "data", "optimizer", "schedule", "trainer", "seed")}
     return f"""---
 {yaml}

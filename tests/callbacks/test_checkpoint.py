@@ -11,7 +11,7 @@ from aira.errors import AiraError
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
     """Catches a whole checkpoint that is overwritten by a part of the next one, and an error that is no help."""
-    callback = Checkpoints(tmp_path, every_n_train_steps=1, monitor="val/loss", mode="min")
+    callback = Checkpoints(tmp_path, started=0.0, every_n_train_steps=1, monitor="val/loss", mode="min")
     (tmp_path / "checkpoints").mkdir()
 
     def save(content):

@@ -210,8 +210,10 @@ def test_wrong_columns(write, module):
         module(path)
     assert "question, answer" in str(caught.value)
     assert "{prompt, completion} or {conversations}" in str(caught.value) and "data.columns=" in str(caught.value)
-    with pytest.raises(AiraError, match="has the columns question, answer"):
+    with pytest.raises(AiraError, match=r"completion is mapped to answr, .* has the columns question, answer"):
         module(path, columns={"prompt": "question", "completion": "answr"})
+    with pytest.raises(AiraError, match=r"instruction data has no promt\. Did you mean 'prompt'"):
+        module(path, columns={"promt": "question", "completion": "answer"})
 
 
 def test_mapping_prefers_what_is_there():

@@ -54,6 +54,12 @@ def test_the_sample_for_every_role(exports, tmp_path, capsys, language):
         assert all(word in printed for word in [*baselines, *(["length", "bag_of_words"] if baselines else [])])
         assert (run / "table.md").read_text().startswith("| model | sample_")
         assert r"\begin{tabular}" in (run / "table.tex").read_text()
+        if role == "toxicity":
+            balanced, f1 = (100 * found[role][task][key] for key in ("balanced_accuracy", "f1"))
+            assert f"| toxicity | {balanced:.2f} | {f1:.2f} |" in (run / "table.md").read_text()
+            assert printed.count("majority") == 2
+        else:
+            assert "balanced" not in printed
 
 
 def test_tracked(exports, tmp_path, monkeypatch):

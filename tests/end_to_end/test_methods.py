@@ -68,6 +68,8 @@ def test_the_card_says_how_to_use_it(tmp_path, arguments, kind):
     """Catches a card whose example does not run."""
     train(compose_config("train", [*FEW, *arguments, f"cache_dir={tmp_path}"]), tmp_path / "run")
     printed = card_snippet(tmp_path / "run" / "export")
+    card = (tmp_path / "run/export/README.md").read_text(encoding="utf-8")
+    assert ("idiota" in card or "me deixe" in card or "capital da França" in card) == ("language=pt" in arguments)
     if kind != "chat":
         assert len(json.loads(printed[0])) == 2
     if kind == "texts":

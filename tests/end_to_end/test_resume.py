@@ -1,5 +1,6 @@
 """A run that is killed at any moment and gone on with ends like one that never was."""
 
+import json
 import signal
 import time
 
@@ -17,6 +18,9 @@ SETTINGS = [
     "callbacks.samples.every_n_steps=4",
     "model.dropout=0.1",
 ]
+
+
+COUNTS = ("tokens", "examples")
 
 
 def weights(folder):
@@ -43,25 +47,39 @@ def test_killed_and_gone_on_with(undisturbed, tmp_path, checkpoints):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    reached = torch.load(files[0], weights_only=True)["global_step"]
-    assert reached < 30
-    run(*SETTINGS, "ckpt_path=last", cwd=tmp_path)
+    stopped = torch.load(files[0], weights_only=True)
+    assert stopped["global_step"] < 30
+    printed = run(*SETTINGS, "ckpt_path=last", cwd=tmp_path)
+    assert "Warning" not in printed
     expected, found = weights(undisturbed), weights(tmp_path)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     best = [torch.load(run_folder(f) / "checkpoints/best.ckpt", weights_only=True) for f in (undisturbed, tmp_path)]
     assert best[0]["global_step"] == best[1]["global_step"]
+    whole, resumed = (
+        torch.load(run_folder(f) / "checkpoints/last.ckpt", weights_only=True) for f in (undisturbed, tmp_path)
+    )
+    assert all(whole["callbacks"]["Throughput"][name] == resumed["callbacks"]["Throughput"][name] for name in COUNTS)
+    metrics = json.loads((run_folder(tmp_path) / "metrics.json").read_text())
+    assert metrics["seconds"] > stopped["callbacks"]["Checkpoints"]["seconds"]
+    before = stopped["callbacks"]["Emissions"]
+    assert all(metrics[f"emissions/{name}"] > value > 0 for name, value in before.items())
 
 
 def test_a_finished_run_is_not_run_again(undisturbed):
-    """Catches steps beyond the end when a finished run is gone on with."""
-    before = weights(undisturbed)
+    """Catches steps beyond the end when a finished run is gone on with, and figures or a card that are written anew."""
+
+    def files():
+        return {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
+
+    before = files()
     printed = run(*SETTINGS, "ckpt_path=last", cwd=undisturbed)
-    assert "30 steps" in printed
-    assert all(torch.equal(before[name], after) for name, after in weights(undisturbed).items())
+    assert "is finished, after 30 steps" in printed
+    assert files() == before
 
 
 def test_another_configuration_is_not_gone_on_with(undisturbed):
     """Catches `last` taking a run that computes something else."""
     printed = run(*SETTINGS, "optimizer.lr=0.5", "ckpt_path=last", cwd=undisturbed, status=2)
     assert "no run below" in printed and "last.ckpt" in printed
+    assert "optimizer.lr=0.002 there, 0.5 here" in printed

@@ -104,7 +104,7 @@ def test_two_processes(tmp_path):
     "arguments, message",
     [
         (["model.path=nobody/nothing"], "model=smollm2-135m"),
-        (["model.path=./missing"], "there is no such folder"),
+        (["model.path=./missing"], "there is no such file or folder"),
         (["data.path=missing.jsonl"], "there is no such file"),
         (["data.max_length=5000"], "context is 1024"),
         (["data.max_length=4"], "No row of"),

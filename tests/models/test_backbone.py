@@ -1,6 +1,7 @@
 """Loading: what is added to a model, what stays as it is, and what is refused."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -106,15 +107,33 @@ def test_gradient_checkpointing_changes_no_gradient(folder):
 
 
 def test_an_export_is_loaded_as_it_is(folder, tmp_path):
-    """Catches tokens added twice, or trained embeddings that are reset, when a run starts from an export."""
+    """Catches tokens added twice, embeddings that are reset, and weights that only their writer can read."""
     model, tokenizer, added = load(folder)
     with torch.no_grad():
         model.get_input_embeddings().weight[added] += 1
     export(model, tokenizer, tmp_path / "export", card="")
-    again, _, added_again = load(str(tmp_path / "export"))
-    assert added_again == []
-    for name, weight in model.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[name], weight, atol=0, rtol=0)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "export").rename(tmp_path / "run" / "export")
+    assert (tmp_path / "run/export/model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask()
+    for path in ("run/export", "run"):
+        again, _, added_again = load(str(tmp_path / path))
+        assert added_again == []
+        for name, weight in model.state_dict().items():
+            torch.testing.assert_close(again.state_dict()[name], weight, atol=0, rtol=0)
+
+
+def umask():
+    """The bits that files of this process are made without."""
+    bits = os.umask(0)
+    os.umask(bits)
+    return bits
+
+
+def test_another_architecture_than_the_group_is_refused(folder, tmp_path):
+    """Catches a run whose card and learning rate are of another model than it trains."""
+    tokenizer, added = load_tokenizer(folder)
+    with pytest.raises(AiraError, match=r"is a \w+ model, and the model group is for bert: .*model=<name>"):
+        load_model(folder, tokenizer, added, config={"model_type": "bert"})
 
 
 def test_other_architectures_are_refused(tmp_path):

@@ -1,0 +1,23 @@
+"""The progress bar of a training run."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import TQDMProgressBar
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's bar, with the steps of the run in place of its single epoch, and large numbers without fractions."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Name the bar."""
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description("Training")
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """What stands at the bar's end."""
+        found = super().get_metrics(trainer, pl_module)
+        found.pop("v_num", None)
+        return {
+            name: round(value) if isinstance(value, float) and value >= 1000 else value for name, value in found.items()
+        }
