@@ -162,7 +162,8 @@ def _kept(store):
     count = 0
     for file in store.glob("*.db") if store.is_dir() else ():
         try:
-            with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
+            # not read-only: what a killed writer left half done is rolled back by who opens the file next
+            with sqlite3.connect(file) as connection:
                 count += connection.execute("select count(*) from unnamed").fetchone()[0]
         except sqlite3.Error:
             continue
