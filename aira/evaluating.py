@@ -303,8 +303,7 @@ def _told(lines: list[Line], work: list[Any], values: dict[str, Any], run: Path)
         both = [table(lines, tasks, averaged, form), class_table(lines, tasks, form)]
         (run / f"table.{suffix}").write_text("\n".join(filter(None, both)), encoding="utf-8")
     figures = {line.name: line.more for line in lines if line.candidate}
-    print("\n" + table(lines, tasks, averaged, "plain"))
-    print(class_table(lines, tasks, "plain"))
+    print("", table(lines, tasks, averaged, "plain"), class_table(lines, tasks, "plain"), sep="\n")
     for name, by_task in figures.items():
         for task, found in by_task.items():
             if "lower" in found:
