@@ -1,5 +1,6 @@
 """The progress bar of a training run."""
 
+import sys
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,6 +9,9 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 
 class Progress(TQDMProgressBar):
     """Lightning's bar, with the steps of the run in place of its single epoch, and large numbers without fractions."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=1 if sys.stdout.isatty() else 50)  # a file gets a line now and then
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Name the bar."""
