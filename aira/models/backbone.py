@@ -93,11 +93,8 @@ def load_config(
     fresh = bool(config) and Path(source).is_dir() and not (Path(source) / "config.json").exists()
     with _explained(path):
         if fresh:
-            ours = {
-                "vocab_size": vocab_size,
-                "bos_token_id": None,
-                "eos_token_id": None,
-            }  # GPT-2's default ids are beyond
+            # without default special ids, which a small vocabulary does not reach; `load_model` sets the tokenizer's
+            ours = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None}
             settings = AutoConfig.for_model(**{**(config or {}), **ours})
         else:
             settings = AutoConfig.from_pretrained(source, **arguments)

@@ -28,11 +28,10 @@ def export(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, card: s
     tokenizer.save_pretrained(folder)
     if was_on:
         transformers_logging.enable_progress_bar()
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    for file in folder.glob("*.safetensors"):
-        file.chmod(
-            (folder / "README.md").stat().st_mode
-        )  # as readable as any file; safetensors writes for the owner alone
+    readme = folder / "README.md"
+    readme.write_text(card, encoding="utf-8")
+    for file in folder.glob("*.safetensors"):  # safetensors writes for the owner alone
+        file.chmod(readme.stat().st_mode)
 
 
 _LOAD = """\
