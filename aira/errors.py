@@ -1,5 +1,6 @@
 """The error that a user can act on, and how a wrong name is answered."""
 
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -9,6 +10,18 @@ class AiraError(Exception):
 
     The command line prints the message alone; a traceback is shown with `debug=true`.
     """
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What a scheduler sends before it takes a job away, Ctrl-C, and what SLURM sends with `--signal=USR1@<seconds>`."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; what it had computed is saved. A shell expects 128 + `signum` as the status."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

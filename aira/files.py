@@ -1,7 +1,10 @@
 """Where files are and what they contain."""
 
+import errno
 import hashlib
 import importlib.util
+import os
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +32,31 @@ def locate(path: str) -> str:
     return str(Path(spec.submodule_search_locations[0]) / inner)
 
 
+def run_of_export(path: str) -> Path | None:
+    """The folder of the training run that made a model; None where it is another one."""
+    folder = Path(path).expanduser().resolve()
+    run = folder.parent if folder.name == "export" else folder
+    return run if (run / ".hydra").is_dir() and (run / "export" / "config.json").is_file() else None
+
+
+def without_home(text: str) -> str:
+    """The text, with `~` in place of the home folder, which names the user."""
+    return text.replace(str(Path.home()), "~") if Path.home() != Path("/") else text
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of writing by which the disk, the quota or the largest size of a file is exhausted."""
+
+
+def no_room(error: BaseException | None) -> bool:
+    """Whether an error, or one that it comes from, says that there is no room to write."""
+    while error is not None:
+        if getattr(error, "errno", None) in NO_ROOM or "No space left" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 LOCAL = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".gguf")
 """Endings of files; no hub id is taken to have them."""
 
@@ -44,6 +72,29 @@ def check_exists(key: str, path: str) -> Path:
     if local and not located.exists():
         raise AiraError(f"{key}={path}: there is no such file or folder.")
     return located
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's file, which is a zip archive with check sums; None where it is whole."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            changed = archive.testzip()
+    except Exception as error:  # a broken archive can raise nearly anything
+        return f"it is cut short, or no checkpoint ({str(error).rstrip('.') or type(error).__name__})"
+    return f"bytes of it have changed (in {changed})" if changed else None
+
+
+def check_writable(key: str, path: str) -> None:
+    """Whether a folder of the configuration can be written to, or made.
+
+    Raises:
+        AiraError: it cannot.
+    """
+    folder = Path(path).expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise AiraError(f"{key}={path}: {folder} is not a folder that can be written to. Name another: {key}=<folder>.")
 
 
 def content_hash(files: Iterable[Path]) -> str:

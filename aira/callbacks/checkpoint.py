@@ -1,23 +1,71 @@
-"""Checkpoints: the last one to go on from, and the best one by a validation metric."""
+"""Checkpoints: the last ones to go on from, and the best one by a validation metric."""
 
-import errno
 import os
+import pickle
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from aira.environment import differences, environment
 from aira.errors import AiraError
+from aira.files import no_room
+
+STATE = frozenset({"state_dict", "optimizer_states", "callbacks", "global_step"})
+"""What a run needs to go on."""
+
+
+def read_shapes(path: Path) -> dict[str, torch.Size]:
+    """The shapes of the weights of a checkpoint; its content stays on disk.
+
+    Raises:
+        AiraError: it cannot be read as plain tensors and numbers, or is not one that a run can go on from.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise AiraError(f"ckpt_path={path}: this is no checkpoint of Aira: {reason}") from error
+    missing = STATE - found.keys() if isinstance(found, dict) else STATE
+    if missing:
+        raise AiraError(
+            f"ckpt_path={path}: a run cannot go on from it: it has no {', '.join(sorted(missing))}. "
+            "A run goes on from its checkpoints/last.ckpt; model.path=<run> starts a new one from its export."
+        )
+    return {name: value.shape for name, value in found["state_dict"].items()}
+
+
+def check_shapes(path: Path, there: dict[str, torch.Size], module: pl.LightningModule) -> None:
+    """Refuse a checkpoint of another model.
+
+    Raises:
+        AiraError: the names or the shapes of the weights differ.
+    """
+    here = {name: value.shape for name, value in module.state_dict().items()}
+    differing = [name for name in dict.fromkeys([*here, *there]) if here.get(name) != there.get(name)]
+    if differing:
+        name = differing[0]
+        shapes = [tuple(where[name]) if name in where else "nothing" for where in (there, here)]
+        raise AiraError(
+            f"ckpt_path={path} is of another model: {len(differing)} of its tensors differ, the first of them {name}: "
+            f"{shapes[0]} there, {shapes[1]} here. The run's own configuration is in {path.parent.parent / '.hydra'}."
+        )
+
+
+def validates(trainer: pl.Trainer, index: int) -> bool:
+    """Whether a validation follows the training step `index`."""
+    return trainer.enable_validation and (index + 1) % trainer.val_check_batch == 0  # type: ignore[operator]
 
 
 class Checkpoints(pl.Callback):
     """Writes `checkpoints/last.ckpt` every n steps, after each validation and at the end, and `best.ckpt`.
 
-    A file is written beside its place and then moved there, so one that was whole stays whole whatever happens. Where
-    a step is followed by a validation, the checkpoint is written after it: going on never misses one.
+    A file is written beside its place and then moved there, so one that was whole stays whole whatever happens; the
+    `last.ckpt` before it becomes `previous.ckpt`. Where a step is followed by a validation, the checkpoint is written
+    after it: going on never misses one.
 
     Args:
         run: the run's folder.
@@ -47,7 +95,11 @@ class Checkpoints(pl.Callback):
         checkpoint["environment"] = environment()
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Warn where going on may not be exact."""
+        """Warn where going on may not be exact; a run that had ended can be made longer."""
+        loop = checkpoint["loops"]["fit_loop"]  # a finished run's only epoch, as Lightning counts, is to begin again
+        loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+        for counts in loop["epoch_progress"].values():
+            counts |= {"processed": 0, "completed": 0}
         changed = differences(checkpoint.get("environment", {}), environment())
         if changed and trainer.is_global_zero:
             warnings.warn(
@@ -58,9 +110,8 @@ class Checkpoints(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         """Every n steps, unless a validation follows."""
-        validates = trainer.enable_validation and (index + 1) % trainer.val_check_batch == 0  # type: ignore[operator]
-        if trainer.global_step % self.every_n_train_steps == 0 and not validates:
-            self._save(trainer, "last")
+        if trainer.global_step % self.every_n_train_steps == 0 and not validates(trainer, index):
+            self.save_last(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """The best so far by this validation, and the last."""
@@ -70,26 +121,33 @@ class Checkpoints(pl.Callback):
         if self.best is None or self.sign * value < self.sign * self.best:
             self.best = value
             self._save(trainer, "best", weights_only=True)
-        self._save(trainer, "last")
+        self.save_last(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """The final state."""
+        self.save_last(trainer)
+
+    def save_last(self, trainer: pl.Trainer) -> None:
+        """Write the state after the step that was the last, unless that is done."""
         if self.saved_step != trainer.global_step:
             self._save(trainer, "last")
+            self.saved_step = trainer.global_step
 
     def _save(self, trainer: pl.Trainer, name: str, weights_only: bool = False) -> None:
         part, whole = self.folder / f"{name}.part", self.folder / f"{name}.ckpt"
         try:
             trainer.save_checkpoint(part, weights_only=weights_only)
             if trainer.is_global_zero:
+                with part.open("rb") as written:
+                    os.fsync(written.fileno())  # or a power cut could leave a new name on old or no bytes
+                if name == "last" and whole.exists():
+                    os.replace(whole, self.folder / "previous.ckpt")
                 os.replace(part, whole)
         except (OSError, RuntimeError) as error:
-            if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+            if not no_room(error):
                 raise
             part.unlink(missing_ok=True)
             raise AiraError(
                 f"No space left to write {whole} at step {trainer.global_step}. The checkpoint before it is whole: "
                 "make room and go on with ckpt_path=last."
             ) from error
-        if name == "last":
-            self.saved_step = trainer.global_step

@@ -1,31 +1,83 @@
-"""Checkpoints survive a full disk."""
+"""Checkpoints survive a full disk, and a run goes on from none but its own."""
 
 import errno
+from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from aira.callbacks.checkpoint import Checkpoints
+from aira.callbacks.checkpoint import Checkpoints, check_shapes, read_shapes
 from aira.errors import AiraError
+from aira.files import damage
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, number):
     """Catches a whole checkpoint that is overwritten by a part of the next one, and an error that is no help."""
     callback = Checkpoints(tmp_path, started=0.0, every_n_train_steps=1, monitor="val/loss", mode="min")
     (tmp_path / "checkpoints").mkdir()
 
-    def save(content):
+    def save(content, step):
         def write(path, weights_only):
             path.write_text(content)
             if content == "part":
-                raise OSError(errno.ENOSPC, "No space left on device")
+                raise OSError(number, "the library's own words")
 
         return SimpleNamespace(
-            save_checkpoint=write, is_global_zero=True, global_step=3, enable_validation=False, val_check_batch=1
+            save_checkpoint=write, is_global_zero=True, global_step=step, enable_validation=False, val_check_batch=1
         )
 
-    callback.on_train_batch_end(save("whole"), None, None, None, 0)
+    callback.on_train_batch_end(save("whole", 2), None, None, None, 0)
     with pytest.raises(AiraError, match=r"No space left .* step 3.*ckpt_path=last"):
-        callback.on_train_batch_end(save("part"), None, None, None, 1)
+        callback.on_train_batch_end(save("part", 3), None, None, None, 1)
     assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
     assert (tmp_path / "checkpoints" / "last.ckpt").read_text() == "whole"
+
+
+WHOLE = {"state_dict": {"model.a": torch.zeros(2, 3)}, "optimizer_states": [], "callbacks": {}, "global_step": 3}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"a": 1}, "it has no callbacks, global_step, optimizer_states, state_dict"),
+        ([1, 2], "it has no callbacks"),
+        ({**WHOLE, "hyper_parameters": Fraction(1, 3)}, "this is no checkpoint of Aira: Weights only load failed"),
+        ({"state_dict": {}, "global_step": 3, "callbacks": {}}, "it has no optimizer_states.*last.ckpt"),
+    ],
+)
+def test_a_foreign_checkpoint_is_refused(tmp_path, content, message):
+    """Catches code in a file that is run on loading, and a file that fails in the middle of Lightning."""
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(AiraError, match=message):
+        read_shapes(tmp_path / "last.ckpt")
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    """Catches a checkpoint of other shapes, or one that is refused although it fits."""
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save(WHOLE, path)
+    module = torch.nn.Module()
+    module.model = torch.nn.Module()
+    module.model.a = torch.nn.Parameter(torch.ones(2, 3))
+    check_shapes(path, read_shapes(path), module)
+    module.model.a = torch.nn.Parameter(torch.ones(2, 4))
+    module.model.b = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(AiraError, match=r"2 of its tensors differ, .* model.a: \(2, 3\) there, \(2, 4\) here"):
+        check_shapes(path, read_shapes(path), module)
+
+
+def test_damage(tmp_path):
+    """Catches a file that is cut short or changed and taken to be whole."""
+    file = tmp_path / "last.ckpt"
+    torch.save(WHOLE, file)
+    assert damage(file) is None
+    content = file.read_bytes()
+    place = content.index(torch.zeros(2, 3).numpy().tobytes())
+    file.write_bytes(content[:place] + b"\1" + content[place + 1 :])
+    assert "bytes of it have changed" in damage(file)
+    for part in (content[:-1], content[: len(content) // 2], b"", b"nothing like it"):
+        file.write_bytes(part)
+        assert "it is cut short" in damage(file)
