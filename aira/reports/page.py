@@ -1,0 +1,299 @@
+"""Runs as one self-contained HTML page: it loads nothing, runs no script, and reads well on paper, phone and screen."""
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+
+from aira.files import without_home
+from aira.reports import plots
+from aira.reports.runs import Run, differing
+
+CURVES = (
+    ("loss", "Loss"),
+    ("rewards/margins", "Margins of rewards"),
+    ("rewards/accuracies", "Chosen preferred"),
+    ("margin", "Margin of scores"),
+    ("accuracy", "Accuracy"),
+    ("lr", "Learning rate"),
+    ("grad_norm", "Norm of the gradient"),
+)
+"""Metrics that are drawn, without `train/` and `val/`, with what they are called."""
+
+NAMES = ("method.name", "model.name", "language.code", "data.name")
+"""Keys that say which option of a group was chosen."""
+
+LINES = 8
+"""Runs that can be told apart by colour; of more, the best."""
+
+
+@dataclass
+class Cell:
+    """One cell of a table."""
+
+    text: str
+    kind: str = ""  # `number` or `text`
+    best: bool = False
+
+
+@dataclass
+class Table:
+    """Heads, and rows of cells."""
+
+    heads: Sequence[str]
+    rows: list[list[Cell]]
+
+
+@dataclass
+class Part:
+    """A section, or a part of one that can be folded; what is empty is left out."""
+
+    title: str
+    id: str = ""
+    text: str = ""
+    code: str = ""
+    wide: str = ""
+    table: Table | None = None
+    plots: list[str] = field(default_factory=list)
+    parts: list["Part"] = field(default_factory=list)
+
+
+def page(runs: list[Run], title: str) -> str:
+    """The report on runs as HTML text."""
+    monitor, mode = _monitor(runs)
+    ranked = sorted(runs, key=lambda run: _rank(run, monitor, mode))
+    sections = [_summary(ranked, monitor, mode)]
+    if sum(run.trial is not None and run.finished for run in runs) > 1:
+        sections.append(_sweep([run for run in ranked if run.finished and run.trial is not None], monitor))
+    sections += [
+        _curves(ranked[:LINES]),
+        _evaluated(ranked),
+        _scored(ranked),
+        _samples(ranked),
+        _cost(ranked),
+        _how(ranked),
+    ]
+    finished = sum(run.finished for run in runs)
+    subtitle = f"{len(runs)} runs, {finished} of them finished" if len(runs) > 1 else _told(runs[0])
+    template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    shown = [part for part in sections if part.table or part.plots or part.parts or part.wide]
+    return without_home(environment.from_string(template).render(title=title, subtitle=subtitle, sections=shown))
+
+
+def _told(run: Run) -> str:
+    model, method, data, language = (run.values[group] for group in ("model", "method", "data", "language"))
+    said = f"{method['name']} of {model['name']} on {data['path']}, {language['code']}"
+    return said if run.finished else f"{said}; not finished"
+
+
+def _monitor(runs: list[Run]) -> tuple[str, str]:
+    method = runs[0].values["method"]
+    return method["monitor"], method["mode"]
+
+
+def _rank(run: Run, monitor: str, mode: str) -> float:
+    value = run.metrics.get(monitor, math.nan)
+    return math.inf if math.isnan(value) else value if mode == "min" else -value
+
+
+def number(value: float) -> str:
+    """A figure as a reader wants it."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _numbers(runs: list[Run], names: Sequence[str], lower_is_better: set[str]) -> list[list[Cell]]:
+    """A row a run: its figures, the best of each column marked where there is a choice."""
+    columns = [[run.metrics.get(name) for run in runs] for name in names]
+    rows = [[Cell(run.name, "text")] for run in runs]
+    for name, column in zip(names, columns):
+        there = [value for value in column if value is not None and not math.isnan(value)]
+        best = (min if name in lower_is_better else max)(there) if len(set(there)) > 1 else None
+        for row, value in zip(rows, column):
+            row.append(Cell("" if value is None else number(value), "number", value is not None and value == best))
+    return rows
+
+
+def _summary(runs: list[Run], monitor: str, mode: str) -> Part:
+    names = dict.fromkeys([monitor])
+    for run in runs:
+        names |= dict.fromkeys(name for name in run.values["method"]["summary"] if name in run.metrics)
+    changed = differing(runs) if len(runs) > 1 else {}
+    groups = [name.split(".")[0] for name in NAMES if name in changed]
+    # of another method or model everything differs: its name says so
+    keys = [key for key in changed if key in NAMES or key.split(".")[0] not in groups][:6]
+    lower = {name for name in names if name.endswith(("loss", "/lr")) or "energy" in name}
+    rows = _numbers(runs, list(names), lower)
+    for i, row in enumerate(rows):
+        row[1:1] = [Cell(_short(changed[key][i]), "number" if _is_number(changed[key][i]) else "text") for key in keys]
+        if not runs[i].finished:
+            row[0].text += " (not finished)"
+    text = f"Ordered by {monitor}, the best first." if len(runs) > 1 else ""
+    return Part("Summary", "summary", text, table=Table(["run", *keys, *names], rows))
+
+
+def _short(value: Any) -> str:
+    if _is_number(value):
+        return f"{value:.4g}"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _sweep(trials: list[Run], monitor: str) -> Part:
+    keys = list(dict.fromkeys(text.split("=")[0].lstrip("+") for run in trials for text in run.trial or ()))
+    columns = {}
+    for key in keys:
+        found = [_value(run.values, key) for run in trials]
+        if len({str(value) for value in found}) > 1:
+            columns[key] = found
+    command = f"python train.py {shlex.join(trials[0].trial or [])}"
+    values = [run.metrics[monitor] for run in trials]
+    wide = plots.parallel(columns, monitor, values, 0) if columns else ""
+    return Part("Sweep", "sweep", f"The best trial, {trials[0].name}, again:", command, wide=wide)
+
+
+def _value(values: dict[str, Any], key: str) -> Any:
+    """What a key of the configuration is; of a group, its name."""
+    found: Any = values
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found.get("name", found.get("code")) if isinstance(found, dict) else found
+
+
+def _curves(runs: list[Run]) -> Part:
+    drawn = []
+    for name, title in CURVES:
+        for side, told in (("train", "training"), ("val", "held out")):
+            series = {run.name: run.curves[f"{side}/{name}"] for run in runs if f"{side}/{name}" in run.curves}
+            if series:
+                drawn.append(plots.curves(f"{title}, {told}" if name not in ("lr", "grad_norm") else title, series))
+    text = f"The {LINES} best runs." if len(runs) == LINES else ""
+    return Part("Curves", "curves", text, plots=drawn)
+
+
+def evaluations(runs: list[Run]) -> tuple[list[str], list[list[str]], list[list[bool]]]:
+    """What evaluate.py found: tasks; a row of cells for each run or baseline; and which of them are the best run's."""
+    tasks = list(dict.fromkeys(row["task"] for run in runs for row in run.evaluations))
+    names = dict.fromkeys(run.name for run in runs if run.evaluations)
+    names |= dict.fromkeys(row["name"] for run in runs for row in run.evaluations)
+    found = {(row["name"], row["task"]): row for run in runs for row in run.evaluations}
+    best: dict[str, float] = {}  # the figure of each task, where several runs have one
+    for task in tasks:
+        values = [_signed(row) for row in found.values() if row["task"] == task and row["candidate"]]
+        best |= {task: max(values)} if len(values) > 1 else {}
+    cells, marks = [], []
+    for name in names:
+        rows = [found.get((name, task)) for task in tasks]
+        cells.append([name, *("" if row is None else row["shown"] for row in rows)])
+        marks.append([bool(row and row["candidate"] and best.get(row["task"]) == _signed(row)) for row in rows])
+    return tasks, cells, marks
+
+
+def _signed(row: dict[str, Any]) -> float:
+    """A figure of which more is better: what is no fraction is a perplexity."""
+    return row["value"] if row["percent"] else -row["value"]
+
+
+def _evaluated(runs: list[Run]) -> Part:
+    tasks, rows, marks = evaluations(runs)
+    text = "Accuracies in percent, with a 95 % interval in brackets or a standard error. Simple rules stand last."
+    cells = [
+        [Cell(name, "text"), *(Cell(figure, "number", best) for figure, best in zip(figures, marked))]
+        for (name, *figures), marked in zip(rows, marks)
+    ]
+    return Part("Evaluation", "evaluation", text, table=Table(["", *tasks], cells) if tasks else None)
+
+
+def _scored(runs: list[Run]) -> Part:
+    """What a scorer makes of held-out texts."""
+    parts = []
+    for run in runs:
+        if not len(run.scores):
+            continue
+        _, branch, label, score = run.scores.T
+        part = Part(run.name)
+        if (label >= 0).all() and len(set(label)) == 2:
+            threshold = run.metrics.get("val/threshold", 0.0)
+            groups = {"harmless": score[label == 0], "toxic": score[label == 1]}
+            part.plots = [
+                plots.histogram("Scores of held-out texts", groups, "score", threshold),
+                plots.roc(score, label == 1),
+            ]
+            part.table = confusion(score < threshold, label == 1)
+        elif set(branch) == {0, 1}:
+            chosen, rejected = score[branch == 0], score[branch == 1]
+            groups = {"chosen": chosen, "rejected": rejected}
+            part.plots = [
+                plots.histogram("Scores of held-out answers", groups, "score"),
+                plots.calibration(chosen - rejected),
+            ]
+        parts.append(part)
+    return Part("Held-out texts", "scores", parts=parts)
+
+
+def confusion(flagged: np.ndarray, toxic: np.ndarray) -> Table:
+    """Texts by what they are and what they are taken to be.
+
+    Args:
+        flagged, toxic: [texts] booleans.
+    """
+    rows = [
+        [Cell(name, "text"), *(Cell(str(int(np.sum(kind & said))), "number", same) for said, same in cells)]
+        for name, kind, cells in (
+            ("harmless", ~toxic, ((~flagged, True), (flagged, False))),
+            ("toxic", toxic, ((~flagged, False), (flagged, True))),
+        )
+    ]
+    return Table(["texts that are", "taken to be harmless", "taken to be toxic"], rows)
+
+
+def _samples(runs: list[Run]) -> Part:
+    parts = []
+    for run in runs:
+        rows = [
+            [Cell(str(s["step"]), "number"), Cell(s["question"], "text"), Cell(s["answer"], "text")]
+            for s in run.samples
+        ]
+        if rows:
+            parts.append(Part(run.name, table=Table(["step", "question", "answer"], rows)))
+    return Part("Answers", "samples", parts=parts)
+
+
+COSTS = ("seconds", "emissions/energy_kwh", "emissions/co2_kg", "perf/tokens_per_second", "perf/peak_memory_gib")
+
+
+def _cost(runs: list[Run]) -> Part:
+    names = [name for name in COSTS if any(name in run.metrics for run in runs)]
+    lower = set(names) - {"perf/tokens_per_second"}
+    there = [run for run in runs if run.finished]
+    energy = {
+        run.name: 1000 * run.metrics["emissions/energy_kwh"] for run in there if "emissions/energy_kwh" in run.metrics
+    }
+    drawn = [plots.bars("Energy, Wh (estimated by CodeCarbon)", energy, "Wh")] if energy else []
+    return Part(
+        "Cost", "cost", table=Table(["run", *names], _numbers(there, names, lower)) if names else None, plots=drawn
+    )
+
+
+def _how(runs: list[Run]) -> Part:
+    keys = ("model", "method", "language", "data", "optimizer", "schedule", "trainer", "seed")
+    parts = [
+        Part(
+            f"{run.name}: configuration and environment",
+            code=json.dumps(
+                {key: run.values[key] for key in keys} | {"environment": run.environment}, indent=2, ensure_ascii=False
+            ),
+        )
+        for run in runs
+    ]
+    return Part("How it was made", "how", parts=parts)

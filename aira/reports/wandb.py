@@ -1,0 +1,74 @@
+"""The same story as a report of Weights & Biases."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aira.errors import AiraError
+from aira.login import online
+from aira.reports.page import CURVES, evaluations, number
+from aira.reports.runs import Run
+
+
+def report(runs: list[Run], title: str, project: str, entity: str | None, file: Path) -> str:
+    """A report on the project's runs of these names: saved where there is a login, else written as its spec.
+
+    Args:
+        project: of Weights & Biases, in which `logger=wandb` put the runs.
+        entity: user or team; None for that of the login.
+        file: where the spec is written without a login.
+
+    Returns:
+        The report's address, or the file.
+
+    Raises:
+        AiraError: wandb-workspaces is not installed.
+    """
+    try:
+        import wandb_workspaces.reports.v2 as library
+    except ImportError as error:
+        raise AiraError("wandb=true needs wandb-workspaces: pip install -e '.[reports]'.") from error
+    logged_in = online()
+    if not logged_in:
+        entity = ""  # with a name, the library would ask the server for the project
+    elif entity is None:
+        import wandb
+
+        entity = str(wandb.Api().default_entity)
+    names = json.dumps([run.name for run in runs])
+    panels: list[Any] = [
+        library.LinePlot(title=title_of, x="trainer/global_step", y=[f"{side}/{name}" for side in sides])
+        for name, title_of in CURVES
+        if (sides := [side for side in ("train", "val") if any(f"{side}/{name}" in run.curves for run in runs)])
+    ]
+    runset = library.Runset(project=project, entity=entity, name="Runs", filters=f"Name in {names}")
+    answers = [[run.name, one["step"], one["question"], one["answer"]] for run in runs for one in run.samples[-3:]]
+    figures = [
+        [run.name, name, number(run.metrics[name])]
+        for run in runs
+        for name in run.values["method"]["summary"]
+        if name in run.metrics
+    ]
+    blocks: list[Any] = [library.H1("Summary"), library.MarkdownBlock(_table(["run", "metric", "value"], figures))]
+    blocks += [library.H1("Curves"), library.PanelGrid(runsets=[runset], panels=panels)]
+    tasks, found, _ = evaluations(runs)
+    if tasks:
+        blocks += [library.H1("Evaluation"), library.MarkdownBlock(_table(["", *tasks], found))]
+    if answers:
+        blocks += [library.H1("Answers"), library.MarkdownBlock(_table(["run", "step", "question", "answer"], answers))]
+    made = library.Report(
+        project=project, entity=entity, title=title[:128], description=f"{len(runs)} runs of Aira", blocks=blocks
+    )
+    if logged_in:
+        made.save()
+        return str(made.url)
+    file.write_text(made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2), encoding="utf-8")
+    return str(file)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Markdown; a cell is one line and has no bar of its own."""
+    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in row] for row in rows]
+    lines = [heads, ["---"] * len(heads), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

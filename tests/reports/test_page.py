@@ -1,0 +1,137 @@
+"""The page: what stands in it is what the runs left behind, and nothing in it can run."""
+
+import re
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from wandb_workspaces.reports.v2 import internal
+
+from aira.errors import AiraError
+from aira.reports.__main__ import main
+from aira.reports.page import confusion, page
+from aira.reports.runs import differing, find_runs, read_run
+from aira.reports.wandb import report
+
+TEXTS = [(i, 0, i % 2, 3.0 - 4 * (i % 2) + (i % 5) / 10) for i in range(20)]
+PAIRS = [(i, side, -1, 1.0 - side + (2 * side if i < 3 else 0)) for i in range(20) for side in (0, 1)]
+
+
+class Reader(HTMLParser):
+    """Headings, tables as lists of rows, and everything that could load or run something."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.headings, self.tables, self.dangerous, self.plots, self._open = [], {}, [], 0, ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self._open = tag
+        if tag == "table":
+            self.table = self.tables.setdefault(given["aria-label"], [])
+        elif tag == "tr":
+            self.table.append([])
+        elif tag in ("td", "th"):
+            self.table[-1].append("")
+        self.plots += tag == "svg"
+        loads = [name for name in given if name.startswith("on") or name in ("src", "srcset", "action", "data")]
+        outside = [v for k, v in attributes if k.endswith("href") and not v.startswith("#")]
+        if tag in ("script", "iframe", "link", "object", "img", "form") or loads or outside:
+            self.dangerous.append((tag, attributes))
+
+    def handle_endtag(self, tag):
+        self._open = ""
+
+    def handle_data(self, data):
+        if self._open in ("td", "th"):
+            self.table[-1][-1] += data
+        elif self._open in ("h1", "h2"):
+            self.headings.append(data)
+
+
+def test_a_sweep(make, tmp_path):
+    """Catches runs in the wrong order, a best that is not, and keys that differ and are not shown."""
+    for i, (loss, rate) in enumerate([(1.2, "1e-3"), (0.9, "1e-4"), (1.5, "1e-5")]):
+        make(str(i), f"optimizer.lr={rate}", "method=dpo", loss=loss, trial=["method=dpo", f"optimizer.lr={rate}"])
+    make("3", "optimizer.lr=1", "method=dpo", finished=False, trial=["method=dpo", "optimizer.lr=1"])
+    runs = find_runs(tmp_path / "runs")
+    text = page(runs, "A sweep")
+    read = Reader(text)
+    head, *rows = read.tables["Summary"]
+    assert [row[0].split()[0] for row in rows] == ["1", "0", "2", "3"] and "(not finished)" in rows[3][0]
+    assert [row[head.index("optimizer.lr")] for row in rows] == ["0.0001", "0.001", "1e-05", "1"]
+    assert [row[head.index("val/loss")] for row in rows] == ["0.9", "1.2", "1.5", ""]
+    assert "python train.py method=dpo optimizer.lr=1e-4" in text
+    assert {"A sweep", "Summary", "Sweep", "Curves", "Cost", "How it was made"} == set(read.headings)
+    assert read.plots == 4 and not read.dangerous  # parallel coordinates, two losses, energy
+    assert len(re.findall(r'class="number best">0.9<', text)) == 1
+    assert differing(runs) == {"optimizer.lr": [1e-3, 1e-4, 1e-5, 1]}
+
+
+def test_scorers_and_answers(make):
+    """Catches a threshold that is applied the wrong way round, and text of a model that becomes markup."""
+    evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+    folder = make("toxic", "method=toxicity", scores=TEXTS, answers=[(3, "Who?", "old"), (3, "Who?", evil)])
+    text = page([read_run(folder)], "Toxicity")
+    read = Reader(text)
+    assert read.tables["Answers, toxic"] == [["step", "question", "answer"], ["3", "Who?", evil]]
+    assert not read.dangerous and "&lt;script&gt;" in text
+    assert [row[1:] for row in read.tables["Held-out texts, toxic"][1:]] == [["10", "0"], ["0", "10"]]
+    assert "area 1.000" in text
+    table = confusion(np.array([True, False, True]), np.array([True, True, False]))
+    assert [[cell.text for cell in row] for row in table.rows] == [["harmless", "0", "1"], ["toxic", "1", "1"]]
+    pairs = page([read_run(make("pairs", "method=reward", scores=PAIRS))], "Reward")
+    assert "Calibration on held-out pairs" in pairs and "Scores of held-out answers" in pairs
+
+
+def test_the_page_is_the_same_each_time(make):
+    """Catches dates and random ids, which make two reports on the same run differ."""
+    run = read_run(make("one"))
+    assert page([run], "One") == page([run], "One")
+
+
+def test_a_log_that_was_gone_on_with(make):
+    """Catches steps that are drawn twice after a run was gone on with."""
+    folder = make("one")
+    again = folder / "logs" / "version_1"
+    again.mkdir()
+    (again / "metrics.csv").write_text("step,train/loss\n5,7.5\n6,7.0\n")
+    steps, values = read_run(folder).curves["train/loss"]
+    assert steps == list(range(7)) and values[5:] == [7.5, 7.0]
+
+
+def test_weights_and_biases(make, tmp_path, monkeypatch):
+    """Catches a spec that the library itself would not read."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = read_run(make("one", answers=[(3, "Who | are you?", "I\nam")]))
+    file = tmp_path / "report.json"
+    assert report([run], "One", "aira", None, file) == str(file)
+    spec = internal.Spec.model_validate_json(file.read_text())
+    written = file.read_text()
+    assert len(spec.blocks) >= 6 and "train/loss" in written and "Who \\\\| are you?" in written and "one" in written
+
+
+def test_the_command(make, tmp_path, monkeypatch, capsys):
+    """Catches a command that writes nothing, or answers a wrong key with a traceback."""
+    folder = make("one")
+    monkeypatch.setattr(sys, "argv", ["reports", f"runs=[{folder},{make('two')}]", "title=Both"])
+    main()
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    read = Reader((folder / "report.html").read_text())
+    assert "Both" in read.headings and {row[0] for row in read.tables["Summary"][1:]} == {"one", "two"}
+    wrong = {"": "runs", "rns=here": "Did you mean 'runs'?", "runs=nowhere": "no such folder"}
+    for argument, message in wrong.items():
+        monkeypatch.setattr(sys, "argv", ["reports", *filter(None, [argument])])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_no_runs(tmp_path):
+    """Catches an empty page where a folder holds no run."""
+    with pytest.raises(AiraError, match="no training run"):
+        find_runs(tmp_path)
+    with pytest.raises(AiraError, match="no such folder"):
+        find_runs(tmp_path / "nowhere")
