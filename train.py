@@ -3,6 +3,8 @@
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from aira.commandline import check, readable_errors
@@ -12,6 +14,14 @@ from aira.config import CONF
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 @readable_errors
 def main(cfg: DictConfig) -> Any:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        from aira.trials import run_trial_of_multirun
+
+        return run_trial_of_multirun(cfg.method.monitor)
+    if cfg.sweep:
+        from aira.sweeps import sweep
+
+        return sweep(cfg)
     from aira.training import train  # torch is imported only once the configuration is known to be right
 
     return train(cfg)

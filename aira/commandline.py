@@ -6,16 +6,18 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ValueType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from aira.config import compose_config, flat, notices, parse_override, plain
-from aira.errors import AiraError
-from aira.files import check_exists
+from aira.errors import AiraError, Stopped
+from aira.files import check_exists, check_writable, damage
+from aira.sweeps import examples
 
 IDENTITY_FREE = ("ckpt_path", "output_dir", "cache_dir", "debug")
 
@@ -26,14 +28,15 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_last(values: dict[str, Any]) -> Path:
-    """The newest checkpoint of a run with this configuration below `output_dir`.
+    """The newest whole checkpoint of a run with this configuration below `output_dir`.
 
     Raises:
         AiraError: there is none; the message lists other runs, and in what the most similar differ.
     """
     wanted = dict(flat(identity(values)))
     others: list[tuple[int, str]] = []
-    files = Path(values["output_dir"]).glob("*/*/checkpoints/last.ckpt")
+    folder = Path(values["output_dir"])
+    files = [file for name in ("last", "previous") for file in folder.glob(f"*/*/checkpoints/{name}.ckpt")]
     for checkpoint in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
         try:
             there = dict(flat(identity(plain(OmegaConf.load(run_of(checkpoint) / ".hydra" / "config.yaml")))))
@@ -45,7 +48,13 @@ def find_last(values: dict[str, Any]) -> Path:
             if wanted.get(key) != there.get(key) and not isinstance(wanted.get(key, there.get(key)), dict)
         ]
         if not differing:
-            return checkpoint
+            broken = damage(checkpoint)
+            if not broken:
+                return checkpoint
+            print(f"Notice: {checkpoint} is passed over: {broken}.", file=sys.stderr)
+            continue
+        if checkpoint.stem == "previous" and checkpoint.with_name("last.ckpt").exists():
+            continue
         more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
         others.append((len(differing), f"\n  ckpt_path={checkpoint}\n    {'; '.join(differing[:3])}{more}"))
     others.sort(key=lambda other: other[0])
@@ -84,6 +93,10 @@ def check(config_name: str) -> None:
             if not arguments.cfg:
                 for key, path in _paths(values):
                     check_exists(key, path)
+                for key in ("output_dir", "cache_dir"):
+                    check_writable(key, values[key])
+                for example in examples(values["sweep"]["space"]) if values.get("sweep") else ():
+                    compose_config(config_name, [*overrides, example])
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 for notice in notices(values):
                     print(f"Notice: {notice}", file=sys.stderr)
@@ -114,6 +127,11 @@ def _go_on(values: dict[str, Any]) -> None:
             raise AiraError(
                 f"ckpt_path={checkpoint}: there is no such file. `ckpt_path=last` looks for the newest run."
             )
+        broken, before = damage(checkpoint), checkpoint.with_name("previous.ckpt")
+        if broken:
+            whole = before != checkpoint and before.is_file() and not damage(before)
+            offer = f"The one before it is whole: ckpt_path={before}." if whole else "No whole one stands beside it."
+            raise AiraError(f"ckpt_path={checkpoint}: {broken}. {offer}")
     run = run_of(checkpoint)
     steps = _finished(run, values["trainer"])
     if steps:
@@ -152,9 +170,24 @@ def readable_errors(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], 
 
     @functools.wraps(run)
     def wrapped(cfg: DictConfig) -> Any:
+        # Hydra's own settings name the folders of this machine, and say nothing on the run that config.yaml does not
+        (Path(HydraConfig.get().runtime.output_dir) / ".hydra" / "hydra.yaml").unlink(missing_ok=True)
         try:
             return run(cfg)
         except AiraError as error:
             return fail(error, debug=cfg.debug)
+        except KeyboardInterrupt:
+            print("\nInterrupted.", file=sys.stderr)
+            sys.exit(130)
+        except Stopped as error:
+            if os.environ.get("LOCAL_RANK", "0") != "0":
+                sys.exit(0)  # Lightning kills rank 0, which may still be closing its logs, where another one fails
+            return stopped(error)
 
     return wrapped
+
+
+def stopped(error: Stopped) -> NoReturn:
+    """End as a shell expects it of a command that a signal has ended."""
+    print(f"\n{error}", file=sys.stderr)
+    sys.exit(128 + error.signum)

@@ -4,6 +4,7 @@ A wrong name or value is answered within a second, with the nearest valid one. O
 entry functions nothing sees an OmegaConf type.
 """
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,16 +28,29 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "method.loss_on": ("completion", "all"),
     "method.objective": ("classification", "pairwise"),
     "method.threshold_by": ("accuracy", "balanced_accuracy", "f1"),
+    "guard.high_score": (None, "harmless", "toxic"),
+    "guard.reads": ("answer", "exchange"),
     "eval.high_score": (None, "harmless", "toxic"),
     "eval.precision": ("32-true", "bf16-mixed"),
     "model.attn_implementation": ("trees", "sdpa"),
     "model.template": ("aira", "native"),
+    "sweep.mode": ("min", "max"),
+    "sweep.search": ("bayes", "random", "grid"),
     "schedule.name": ("cosine", "linear", "constant"),
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
     "export": ("last", "best"),
 }
 AT_LEAST: dict[str, float] = {
     "callbacks.checkpoint.every_n_train_steps": 1,
+    "max_new_tokens": 1,
+    "demo.max_characters": 1,
+    "demo.max_waiting": 1,
+    "demo.port": 0,
+    "n": 1,
+    "repetition_penalty": 0,
+    "temperature": 0,
+    "top_k": 0,
+    "top_p": 0,
     "callbacks.samples.every_n_steps": 1,
     "callbacks.scores.count": 1,
     "data.batch_size": 1,
@@ -60,6 +75,7 @@ AT_LEAST: dict[str, float] = {
     "optimizer.weight_decay": 0,
     "schedule.warmup": 0,
     "seed": 0,
+    "sweep.trials": 1,
     "trainer.limit_val_batches": 0,
     "trainer.log_every_n_steps": 1,
     "trainer.max_epochs": 1,
@@ -76,6 +92,13 @@ PARTS = ("callbacks", "logger")
 def plain(cfg: Any) -> Any:
     """The configuration, or a part of it, resolved into dicts, lists and scalars."""
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def build(settings: dict[str, Any], **available: Any) -> Any:
+    """Instantiate a part, giving it those of a run's objects that it asks for."""
+    partial = instantiate(settings, _partial_=True)
+    wanted = inspect.signature(partial.func).parameters
+    return partial(**{name: value for name, value in available.items() if name in wanted})
 
 
 def options(group: str) -> list[str]:
@@ -116,8 +139,11 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
                     _check_key(override, defaults)
             cfg = compose(config_name, overrides)
             values = plain(cfg)
+            recipe = defaults.hydra.runtime.choices.get("experiment")
         except (HydraException, OmegaConfBaseException) as error:
             raise AiraError(_source_missing(error, locals().get("cfg"))) from error
+    if recipe:
+        _check_recipe(recipe, values)
     _check_values(values)
     return cfg
 
@@ -160,6 +186,27 @@ def _check_single(override: Override) -> None:
         raise AiraError(f"{override.input_line}: several values need --multirun; in one value, quote the comma.")
 
 
+def chosen_by(recipe: str) -> dict[str, str]:
+    """The options that a recipe, a file in conf/experiment, chooses of other groups."""
+    content: Any = OmegaConf.load(CONF / "experiment" / f"{recipe}.yaml")
+    pairs = [pair for entry in content["defaults"] if not isinstance(entry, str) for pair in entry.items()]
+    return {group.removeprefix("override /"): option for group, option in pairs}
+
+
+def _check_recipe(recipe: str, values: dict[str, Any]) -> None:
+    """A published model is of one language and one method; all else that its recipe sets may be set otherwise."""
+    own, language, method = chosen_by(recipe), values["language"]["code"], values["method"]["name"]
+    instead = f"Your own run needs no recipe: model={own['model']} method={method} language={language}."
+    if own["language"] != language:
+        there = [name for name in options("experiment") if chosen_by(name)["language"] == language]
+        raise AiraError(
+            f"experiment={recipe} language={language}: the model was published for language={own['language']} alone. "
+            f"Published for {language} are {', '.join(there)}. {instead}"
+        )
+    if own["method"] != method:
+        raise AiraError(f"experiment={recipe} method={method}: the model was made by method={own['method']}. {instead}")
+
+
 def _check_key(override: Override, defaults: DictConfig) -> None:
     """The key exists, and the value is of the default's type."""
     key, text = override.key_or_group, str(override.input_line)
@@ -189,7 +236,7 @@ UNNAMED = ("hydra", "method.lr", "model.lr")
 
 def _type_expected(key: str, value: Any, default: Any) -> str | None:
     """What a value should be, by the default, where it is something else."""
-    if default is None or (isinstance(value, str) and "${" in value):
+    if default is None or (isinstance(value, str) and "${" in value) or (key == "model.dropout" and value is None):
         return None
     if key == "trainer.devices":
         number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -238,7 +285,7 @@ def _check_values(values: dict[str, Any]) -> None:
         raise AiraError(f"data.columns={known['data.columns']}: it is a mapping, such as '{{prompt: question}}'.")
     if not 0 < known.get("data.validation_fraction", 0.5) < 1:
         raise AiraError(f"data.validation_fraction={known['data.validation_fraction']}: it must lie between 0 and 1.")
-    if not known.get("model.dropout", 0) < 1:
+    if not (known.get("model.dropout") or 0) < 1:
         raise AiraError(f"model.dropout={known['model.dropout']}: it is a probability, so below 1.")
     method, model = values.get("method"), values.get("model")
     if not method or not model:

@@ -1,0 +1,260 @@
+"""Looking for good hyperparameters: with Optuna here, or by a sweep of Weights & Biases; and what came out.
+
+A space is a mapping of keys to what they may be, in the words of Hydra's own sweeps: `choice(8, 16)`,
+`interval(0, 1)`, `tag(log, interval(1e-5, 1e-3))`.
+"""
+
+import csv
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, QuotedString
+from hydra.experimental.callback import Callback
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from aira.config import parse_override, plain
+from aira.errors import AiraError
+from aira.login import online
+from aira.trials import TRIAL, final, run_trial
+
+Space = Mapping[str, str]
+
+
+def sweep(cfg: DictConfig) -> float | None:
+    """Run the search that conf/sweep describes, in Hydra's run folder."""
+    hydra = HydraConfig.get()
+    overrides = [text for text in hydra.overrides.task if not text.lstrip("+~").startswith("sweep")]
+    settings = plain(cfg.sweep)
+    settings.pop("spaces")
+    folder = Path(hydra.runtime.output_dir)
+    search = instantiate(settings, _partial_=True, _convert_="all")  # called apart, so that Hydra wraps no error of it
+    return search(overrides=overrides, folder=folder, cwd=hydra.runtime.cwd)
+
+
+def parsed(space: Space) -> dict[str, IntervalSweep | ChoiceSweep]:
+    """The keys of a space with what they may be.
+
+    Raises:
+        AiraError: an entry is none of `choice` and `interval`.
+    """
+    found = {}
+    for key, text in space.items():
+        value = parse_override(f"{key}={text}").value()
+        if not isinstance(value, (ChoiceSweep, IntervalSweep)):
+            raise AiraError(f"sweep.space: {key}: {text} is none of choice(…), interval(…) and tag(log, interval(…)).")
+        found[key] = value
+    return found
+
+
+def examples(space: Space) -> list[str]:
+    """Overrides with every value that a choice has, and with both ends of an interval."""
+    return [
+        f"{key}={value}"
+        for key, where in parsed(space).items()
+        for value in (_listed(where) if isinstance(where, ChoiceSweep) else (where.start, where.end))
+    ]
+
+
+def _listed(choice: ChoiceSweep) -> list[Any]:
+    return [value.text if isinstance(value, QuotedString) else value for value in choice.list]
+
+
+def optuna(
+    overrides: list[str],
+    folder: Path,
+    cwd: str,
+    *,
+    trials: int,
+    metric: str,
+    mode: str,
+    prune: bool,
+    space: Space,
+) -> float | None:
+    """Search with Optuna's TPE sampler and, with `prune`, its median rule; each trial is a run in `folder`.
+
+    The study is written to `folder` after every trial. Trials that were cut off are gone on with first.
+
+    Args:
+        overrides: of train.py, for every trial.
+        cwd: where their relative paths begin.
+        trials: how many the study is to have.
+        space: what to vary.
+
+    Returns:
+        The best value of `metric`; None where every trial failed.
+
+    Raises:
+        AiraError: Optuna is not installed, or the folder holds, or another process runs, another search.
+        Stopped: by a signal.
+    """
+    try:
+        import optuna as library
+    except ImportError as error:
+        raise AiraError("sweep=optuna needs Optuna: pip install -e '.[sweep]'.") from error
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    library.logging.set_verbosity(library.logging.WARNING)
+    search = {"overrides": overrides, "space": dict(space), "metric": metric}
+    _check_same(folder / "search.json", search)
+    distributions: dict[str, Any] = {
+        key: CategoricalDistribution(_listed(where))
+        if isinstance(where, ChoiceSweep)
+        else FloatDistribution(float(where.start or 0), float(where.end or 0), log="log" in where.tags)
+        for key, where in parsed(space).items()
+    }
+    try:
+        lock = FileLock(folder / "study.lock").acquire(timeout=0)
+    except Timeout as error:
+        raise AiraError(f"Another process runs the search in {folder}.") from error
+    with lock:
+        study = library.create_study(
+            study_name="aira",
+            storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
+            direction=library.study.StudyDirection[{"min": "MINIMIZE", "max": "MAXIMIZE"}[mode]],
+            load_if_exists=True,
+            pruner=library.pruners.MedianPruner(n_startup_trials=3) if prune else library.pruners.NopPruner(),
+        )
+        states = library.trial.TrialState
+        while True:
+            cut_off = study.get_trials(deepcopy=False, states=(states.RUNNING,))
+            done = len(study.get_trials(deepcopy=False)) - len(cut_off)
+            if done >= trials:
+                break
+            study.sampler = library.samplers.TPESampler(seed=done)
+            if cut_off:
+                trial = library.trial.Trial(study, cut_off[0]._trial_id)
+            else:
+                trial = study.ask(distributions)
+            chosen = [f"{key}={value}" for key, value in trial.params.items()]
+            print(f"\nTrial {trial.number + 1} of {trials}: {' '.join(chosen)}", flush=True)
+            run = folder / f"{trial.number:03}"
+            watch = _Watch(trial, run, metric) if prune else None
+            value = run_trial([*overrides, *chosen], run, cwd, metric, watch)
+            if watch and watch.pruned:
+                study.tell(trial, state=states.PRUNED)
+                print(f"Trial {trial.number + 1} is stopped: worse than most at the same step.", file=sys.stderr)
+            elif value is None:
+                study.tell(trial, state=states.FAIL)
+            else:
+                study.tell(trial, value)
+        conclude(folder, metric, mode)
+        finished = study.get_trials(deepcopy=False, states=(states.COMPLETE,))
+        return study.best_value if finished else None
+
+
+def _check_same(file: Path, search: dict[str, Any]) -> None:
+    """Refuse to mix two searches in one folder."""
+    if file.exists() and (before := json.loads(file.read_text(encoding="utf-8"))) != search:
+        differing = [key for key in search if before.get(key) != search[key]]
+        raise AiraError(
+            f"{file.parent} holds a search with another {' and '.join(differing)}. hydra.run.dir= names a new folder."
+        )
+    file.write_text(json.dumps(search, indent=2), encoding="utf-8")
+
+
+class _Watch:
+    """Reports a trial's validations to Optuna while it runs, and asks whether it is hopeless."""
+
+    def __init__(self, trial: Any, run: Path, metric: str) -> None:
+        self.trial, self.run, self.metric = trial, run, metric
+        self.pruned = False
+        self.reported = set(trial.study.trials[trial.number].intermediate_values)  # of a trial that was cut off, some
+
+    def __call__(self) -> bool:
+        for log in sorted(self.run.glob("logs/version_*/metrics.csv")):
+            with log.open(encoding="utf-8", newline="") as stream:
+                for row in csv.DictReader(stream):
+                    step = int(row["step"])
+                    if row.get(self.metric) and step not in self.reported:
+                        self.trial.report(float(row[self.metric]), step)
+                        self.reported.add(step)
+        self.pruned = self.trial.should_prune()
+        return self.pruned
+
+
+def wandb(
+    overrides: list[str], folder: Path, cwd: str, *, project: str, search: str, metric: str, mode: str, space: Space
+) -> None:
+    """Write `sweep.yaml` for Weights & Biases, and start the sweep where there is a login.
+
+    Args:
+        overrides: of train.py, for every trial.
+        search: `bayes`, `random` or `grid`.
+    """
+    parameters: dict[str, Any] = {}
+    for key, where in parsed(space).items():
+        if isinstance(where, ChoiceSweep):
+            parameters[key] = {"values": _listed(where)}
+        else:
+            kind = "log_uniform_values" if "log" in where.tags else "uniform"
+            parameters[key] = {"distribution": kind, "min": float(where.start or 0), "max": float(where.end or 0)}
+    loggers = [] if any(text.startswith("logger=") for text in overrides) else ["logger=wandb"]
+    spec = {
+        "program": "train.py",
+        "method": search,
+        "metric": {"name": metric, "goal": {"min": "minimize", "max": "maximize"}[mode]},
+        "parameters": parameters,
+        "command": ["${env}", "python", "${program}", *overrides, *loggers, "${args_no_hyphens}"],
+    }
+    file = folder / "sweep.yaml"
+    file.write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
+    if online():
+        import wandb as client
+
+        print(f"Start as many agents as you like, in this folder: wandb agent {client.sweep(spec, project=project)}")
+    else:
+        print(f"There is no login to Weights & Biases. With one: wandb sweep --project {project} {file}")
+
+
+def trials_of(folder: Path, metric: str) -> list[tuple[str, list[str], float | None]]:
+    """The trials in a folder: name, overrides, and the final value of a metric, None where it is not there."""
+    found = []
+    for file in sorted(folder.glob(f"*/{TRIAL}")):
+        overrides = json.loads(file.read_text(encoding="utf-8"))
+        found.append((file.parent.name, overrides, final(file.parent, metric)))
+    return found
+
+
+def table(folder: Path, metric: str, mode: str) -> str:
+    """The trials of a sweep, the best first, and the command of the best."""
+    trials = trials_of(folder, metric)
+    sign = {"min": 1, "max": -1}[mode]
+    trials.sort(key=lambda trial: float("inf") if trial[2] is None else sign * trial[2])
+    shared = set.intersection(*(set(overrides) for _, overrides, _ in trials)) if len(trials) > 1 else set()
+    width = max([len(name) for name, *_ in trials] + [5])
+    lines = [f"\n{'trial':{width}}  {metric:>12}  overrides"]
+    for name, overrides, value in trials:
+        own = " ".join(text for text in overrides if text not in shared)
+        lines.append(f"{name:{width}}  {'unfinished' if value is None else format(value, '.5g'):>12}  {own}")
+    if trials and trials[0][2] is not None:
+        lines.append(f"\nBest: python train.py {shlex.join(trials[0][1])}")
+    return "\n".join(lines)
+
+
+def conclude(folder: Path, metric: str, mode: str) -> None:
+    """Print the table of a sweep's trials, and write its page."""
+    from aira.reports.page import page  # matplotlib is not needed before
+    from aira.reports.runs import find_runs
+
+    print(table(folder, metric, mode))
+    if any(value is not None for *_, value in trials_of(folder, metric)):
+        (folder / "report.html").write_text(page(find_runs(folder), folder.name), encoding="utf-8")
+        print(f"Report: {folder / 'report.html'}")
+
+
+class Trials(Callback):
+    """Concludes a multirun; see `conclude`."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """After the last trial."""
+        conclude(Path(config.hydra.sweep.dir), config.method.monitor, config.method.mode)

@@ -1,0 +1,124 @@
+"""The trials of a sweep: each a plain run of train.py in processes of its own.
+
+So a trial may use several processes itself, one that fails or runs out of memory takes no other with it, and every
+launcher of Hydra works.
+"""
+
+import ctypes
+import json
+import math
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from aira.config import CONF
+from aira.errors import SIGNALS, AiraError, Stopped
+from aira.files import damage
+
+TRIAL = "trial.json"
+"""The file in a trial's folder that says which overrides it is for."""
+
+
+def run_trial(
+    overrides: list[str], folder: Path, cwd: str, metric: str, hopeless: Callable[[], bool] | None = None
+) -> float | None:
+    """Run a trial, or go on with what is there of it.
+
+    Args:
+        overrides: of train.py.
+        folder: for the run.
+        cwd: where relative paths of the overrides begin.
+        metric: what trials are compared by.
+        hopeless: asked every second; where it is true, the trial is stopped.
+
+    Returns:
+        The final value of the metric; None where the trial failed, or was stopped since it is hopeless.
+
+    Raises:
+        AiraError: the folder holds a trial with other overrides.
+        Stopped: a signal stopped the trial, and so all of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    trial = folder / TRIAL
+    if trial.exists() and (before := json.loads(trial.read_text(encoding="utf-8"))) != overrides:
+        raise AiraError(f"{folder} holds a trial with other overrides ({' '.join(before)}). Name another folder.")
+    trial.write_text(json.dumps(overrides), encoding="utf-8")
+    command = [sys.executable, str(CONF.parent / "train.py"), *overrides, f"hydra.run.dir='{folder}'"]
+    for checkpoint in (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous")):
+        if checkpoint.exists() and not damage(checkpoint):
+            command.append(f"ckpt_path='{checkpoint}'")
+            break
+    status = run_process(command, cwd, hopeless)
+    if status is None:
+        return None
+    if status:
+        print(f"Trial {folder.name} failed with status {status}: {' '.join(overrides)}", file=sys.stderr)
+        return None
+    return final(folder, metric)
+
+
+def run_process(command: list[str], cwd: str, hopeless: Callable[[], bool] | None = None) -> int | None:
+    """Run a command that ends with this process, and to which signals are passed on.
+
+    Args:
+        hopeless: asked every second; where it is true, the process is stopped.
+
+    Returns:
+        Its status; None where it was hopeless.
+
+    Raises:
+        Stopped: a signal stopped it.
+    """
+    received: list[int] = []
+
+    def pass_on(signum: int, _: Any) -> None:
+        received.append(signum)
+        process.send_signal(signum)
+
+    # in a session of its own, so that Ctrl-C reaches it once and not twice
+    process = subprocess.Popen(command, cwd=cwd, start_new_session=True, preexec_fn=_end_with_parent)
+    main = threading.current_thread() is threading.main_thread()
+    before = {signum: signal.signal(signum, pass_on) for signum in SIGNALS} if main else {}
+    status = None
+    try:
+        while status is None:
+            try:
+                status = process.wait(timeout=1)
+            except subprocess.TimeoutExpired:
+                if hopeless and hopeless():
+                    process.terminate()
+                    process.wait()
+                    return None
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if received:
+        raise Stopped(received[0], "Stopped. The same command goes on if it names the same folder.")
+    return status
+
+
+def final(folder: Path, metric: str) -> float | None:
+    """The last value of a metric of a finished run; None where the run is not finished, or has no such number."""
+    try:
+        value = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get(metric, math.nan)
+    except OSError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def run_trial_of_multirun(metric: str) -> float | None:
+    """Run the trial that Hydra has composed; see `run_trial`."""
+    hydra = HydraConfig.get()
+    return run_trial(list(hydra.overrides.task), Path(hydra.runtime.output_dir), hydra.runtime.cwd, metric)
+
+
+def _end_with_parent() -> None:
+    """Have Linux send SIGTERM to this process when its parent is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
