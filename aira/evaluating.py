@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from omegaconf import DictConfig
@@ -21,18 +20,22 @@ from tqdm import tqdm
 from transformers import PretrainedConfig
 
 from aira.callbacks.emissions import energy, start_tracker
-from aira.config import plain
+from aira.config import build, plain
 from aira.data.schemas import HARMLESS, TOXIC, BadRow, Example
 from aira.data.trees import Tree
 from aira.environment import environment
 from aira.errors import AiraError
 from aira.evaluation.baselines import cross_fitted, pair_baselines, text_baselines
 from aira.evaluation.harness import PackedLM
-from aira.evaluation.results import Line, Score, class_table, compare, published, table, write_rows
+from aira.evaluation.results import Line, Score, class_table, compare, published, remember, table, write_rows
 from aira.evaluation.scorers import ScoringModel
 from aira.evaluation.statistics import beside, class_figures
 from aira.evaluation.tasks import SCORER_TASKS, check, harness_task, scorer_rows
-from aira.models.backbone import content, load_config, load_model, load_tokenizer
+from aira.files import run_of_export, without_home
+from aira.models.backbone import content, load_config, load_model, load_tokenizer, score_label
+from aira.models.export import model_card
+from aira.reports.page import page
+from aira.reports.runs import read_run
 
 ROLES = {"reward": "reward", "harmless": "toxicity"}
 """What a high score means, by `id2label`, and what the model is for."""
@@ -88,9 +91,26 @@ def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
             "seconds": time.time() - started,
             **emissions,
         }
-        (folder / "results.json").write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
+        text = without_home(json.dumps(results, indent=2, default=str))
+        (folder / "results.json").write_text(f"{text}\n", encoding="utf-8")
         lines += found
+        _remembered(path, found, suite["limit"])
     return _told(lines + shown, work, values, run)
+
+
+def _remembered(path: str, lines: list[Line], limit: int | None) -> None:
+    """Let the run whose export was evaluated know: its evaluations.jsonl, its page and its card."""
+    run = run_of_export(path)
+    if run is None:
+        return
+    try:
+        remember(run, lines, limit)
+        made = read_run(run)
+        (run / "report.html").write_text(page([made], made.name), encoding="utf-8")
+        card = model_card(made.values, made.metrics, made.environment, made.evaluations)
+        (run / "export" / "README.md").write_text(card, encoding="utf-8")
+    except OSError as error:
+        print(f"Notice: the run's own page does not have these figures, since {run} cannot be written to: {error}.")
 
 
 def _models(values: dict[str, Any]) -> dict[str, str]:
@@ -120,10 +140,11 @@ def _models(values: dict[str, Any]) -> dict[str, str]:
 
 def _role(path: str, config: PretrainedConfig, suite: dict[str, Any]) -> str:
     """What a model is for: chat, reward or toxicity."""
-    if not any("SequenceClassification" in name for name in config.architectures or ()):
+    label = score_label(config)
+    if label is None:
         return "chat"
-    if config.id2label[0] in ROLES:
-        return ROLES[config.id2label[0]]
+    if label in ROLES:
+        return ROLES[label]
     roles = {SCORER_TASKS[task].role for task in suite["tasks"] if task in SCORER_TASKS}
     if roles == {"toxicity"} and not suite["high_score"]:
         raise AiraError(
@@ -239,12 +260,14 @@ def _encoded(task: str, scorer: ScoringModel, values: dict[str, Any]) -> tuple[l
     suite = values["eval"]
     examples, keys, said = scorer_rows(task, suite["data_dir"], suite["limit"], values["seed"], values["cache_dir"])
     kept: list[tuple[Example, Tree, int]] = []
+    dropped: dict[str, int] = {}
     for example, key in zip(examples, keys, strict=True):
         try:
             kept.append((example, scorer.encode(example.conversations), key))
         except BadRow as problem:
-            said.append(f"{task}: dropped a row: {problem}.")
-    for line in said:
+            reason = str(problem).partition(" (")[0]
+            dropped[reason] = dropped.get(reason, 0) + 1
+    for line in [*said, *(f"{task}: dropped {count} rows: {reason}." for reason, count in dropped.items())]:
         print(line)
     if not kept:
         raise AiraError(f"The task {task} has no usable row.")
@@ -315,11 +338,15 @@ def _told(lines: list[Line], work: list[Any], values: dict[str, Any], run: Path)
     shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     print(f"Written to {shown}/: table.md, table.tex, and for each model results.json and rows/")
     for part in values["logger"].values():
-        logger = instantiate(part, run=run)
+        logger = build(part, run=run, values=values)
         if hasattr(logger, "log_table"):
             data = [[line.name, *(str(line.scores.get(task, "")) for task in tasks)] for line in lines]
             logger.log_table("evaluation", columns=["model", *tasks], data=data)
         scalars = {f"eval/{n}/{t}/{k}": v for n, by in figures.items() for t, one in by.items() for k, v in one.items()}
+        if hasattr(logger, "log_export"):
+            for _, path, _, _ in work:
+                logger.log_input("model", path)
+            logger.log_files(f"evaluation-{suite['name']}", "evaluation", run, sorted(run.glob("*/results.json")))
         logger.log_metrics(scalars)
         logger.finalize("success")
     return figures

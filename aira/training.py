@@ -1,10 +1,12 @@
 """A training run from its configuration to its export: the whole story on one page."""
 
+import contextlib
 import inspect
 import json
 import logging
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,23 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from aira.callbacks.checkpoint import Checkpoints
+from aira.callbacks.checkpoint import Checkpoints, check_shapes, read_shapes
 from aira.callbacks.emissions import Emissions
 from aira.callbacks.progress import Progress
 from aira.callbacks.samples import Samples
 from aira.callbacks.scores import Scores
+from aira.callbacks.signals import Signals
 from aira.callbacks.throughput import Throughput
-from aira.config import plain
+from aira.config import build, plain
 from aira.data.module import DataModule
 from aira.environment import environment
 from aira.errors import AiraError
 from aira.models.backbone import context_length, load_config, load_model, load_tokenizer
 from aira.models.export import export, model_card
+from aira.reports.page import page
+from aira.reports.runs import read_run
 
 WHERE = ("path", "role", "revision", "trust_remote_code")
 """Keys of conf/model that say which model it is."""
@@ -46,12 +52,19 @@ def train(cfg: DictConfig, run: Path | None = None) -> dict[str, float]:
 
     Raises:
         AiraError: something that the user can mend; what was computed until then is kept.
+        Stopped: by a signal.
     """
+    with Signals() as signals:
+        return _train(plain(cfg), (run or Path(HydraConfig.get().runtime.output_dir)).resolve(), signals)
+
+
+def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, float]:
     started = time.time()
-    values = plain(cfg)
-    run = (run or Path(HydraConfig.get().runtime.output_dir)).resolve()
+    run.mkdir(parents=True, exist_ok=True)
     _quiet()
     pl.seed_everything(values["seed"], verbose=False)
+    checkpoint = Path(values["ckpt_path"]) if values["ckpt_path"] else None
+    shapes = read_shapes(checkpoint) if checkpoint else {}
 
     settings, method = values["model"], values["method"]
     where = {key: settings[key] for key in WHERE}
@@ -65,19 +78,21 @@ def train(cfg: DictConfig, run: Path | None = None) -> dict[str, float]:
     building = {key: settings[key] for key in BUILDING}
     model = load_model(tokenizer=tokenizer, added=added, label=method["label"], **where, **building)
     shared = {key: values[key] for key in ("optimizer", "schedule", "seed")}
-    module = _build({"_target_": method["module"]}, model=model, tokenizer=tokenizer, **shared, **method)
+    module = build({"_target_": method["module"]}, model=model, tokenizer=tokenizer, **shared, **method)
+    if checkpoint:
+        check_shapes(checkpoint, shapes, module)
 
     steps = _steps(values["trainer"], data)
     parts = [part for part in values["callbacks"].values() if part.pop("head", method["head"]) == method["head"]]
-    callbacks = [_build(part, run=run, tokenizer=tokenizer, started=started) for part in parts]
-    loggers = [_build(part, run=run) for part in values["logger"].values()]
-    trainer = _trainer(values["trainer"], data, steps, callbacks, loggers, run)
+    callbacks = [build(part, run=run, tokenizer=tokenizer, started=started) for part in parts]
+    loggers = [build(part, run=run, values=values) for part in values["logger"].values()]
+    trainer = _trainer(values["trainer"], data, steps, [*callbacks, signals], loggers, run)
     if trainer.is_global_zero:
         _announce(values, data, model, steps, run)
-    trainer.fit(module, datamodule=data, ckpt_path=values["ckpt_path"], weights_only=True)
-    if values["export"] == "best":
-        best = torch.load(run / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)
-        module.load_state_dict(best["state_dict"])
+    with _processes_named(run):
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    best = run / "checkpoints" / "best.ckpt" if values["export"] == "best" else None
+    model = module.whole_model(torch.load(best, map_location="cpu", weights_only=True)["state_dict"] if best else None)
 
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
     metrics |= {"steps": trainer.global_step, "epochs": trainer.global_step / data.steps_per_epoch}
@@ -90,18 +105,42 @@ def train(cfg: DictConfig, run: Path | None = None) -> dict[str, float]:
             elif isinstance(callback, Emissions):
                 metrics |= {f"emissions/{name}": value for name, value in callback.measured.items()}
             elif isinstance(callback, Samples):
-                metrics |= callback.finish(module, data)
+                metrics |= callback.finish(model, data, trainer.global_step)
             elif isinstance(callback, Scores):
                 callback.finish(module, data)
         metrics["seconds"] = time.time() - started
-        module.before_export()
-        card = model_card(values, metrics, environment())
-        export(module.model, tokenizer, run / "export", card)
+        module.before_export(model)
+        export(model, tokenizer, run / "export", model_card(values, metrics, environment()))
+        for logger in loggers:
+            if hasattr(logger, "log_export"):
+                logger.log_input("model", where["path"])
+                logger.log_input("dataset", data.path, data.key)
+                logger.log_export(run)
         (run / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         (run / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+        if (run / ".hydra").is_dir():  # not where it is called from Python
+            (run / "report.html").write_text(page([read_run(run)], run.name), encoding="utf-8")
         _summary(values, metrics, callbacks, run)
     trainer.strategy.barrier()
     return metrics
+
+
+@contextlib.contextmanager
+def _processes_named(run: Path) -> Iterator[None]:
+    """Say it plainly where another process of the run is gone: one of several ranks, or a worker that loads data."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        gone = not isinstance(error, RuntimeError) or isinstance(error, torch.distributed.DistError)
+        if not gone and not any(name in str(error) for name in ("DataLoader worker", "gloo")):
+            raise
+        last = run / "checkpoints" / "last.ckpt"
+        ways_on = f"Go on with ckpt_path={last}." if last.exists() else "No checkpoint was written yet."
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AiraError(
+            "Another process of this run has ended or cannot be reached; if it said why, that stands above. "
+            f"{ways_on} ({reason})"
+        ) from error
 
 
 def _quiet() -> None:
@@ -137,13 +176,6 @@ def _data(values: dict[str, Any], tokenizer: Any) -> DataModule:
     )
 
 
-def _build(settings: dict[str, Any], **available: Any) -> Any:
-    """Instantiate a part, giving it those of the run's objects that it asks for."""
-    partial = instantiate(settings, _partial_=True)
-    wanted = inspect.signature(partial.func).parameters
-    return partial(**{name: value for name, value in available.items() if name in wanted})
-
-
 def _steps(settings: dict[str, Any], data: DataModule) -> int:
     """Optimizer steps of the whole run."""
     return settings["max_steps"] if settings["max_steps"] > 0 else settings["max_epochs"] * data.steps_per_epoch
@@ -159,19 +191,22 @@ def _trainer(
     precision = settings["precision"]
     if precision == "auto":
         precision = _precision(settings["accelerator"])
-    return instantiate(settings, _partial_=True)(
-        precision=precision,
-        max_epochs=1,
-        max_steps=steps,
-        val_check_interval=min(interval, steps),
-        callbacks=[*callbacks, Progress()] if settings["enable_progress_bar"] else callbacks,
-        logger=loggers or False,
-        default_root_dir=run,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    try:
+        return instantiate(settings, _partial_=True)(
+            precision=precision,
+            max_epochs=1,
+            max_steps=steps,
+            val_check_interval=min(interval, steps),
+            callbacks=[*callbacks, Progress()] if settings["enable_progress_bar"] else callbacks,
+            logger=loggers or False,
+            default_root_dir=run,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+    except MisconfigurationException as error:  # a GPU that is not there, too many devices
+        raise AiraError(f"The trainer cannot be set up: {error} (trainer=cpu runs everywhere.)") from error
 
 
 def _precision(accelerator: str) -> str:
@@ -206,6 +241,8 @@ def _summary(values: dict[str, Any], metrics: dict[str, float], callbacks: list[
                 print(f"\nQuestion: {question}\nAnswer:   {said}")
     export_path = _shown(run / "export")
     print(f"\nExport (any Hugging Face tool loads it): {export_path}")
+    if (run / "report.html").exists():
+        print(f"Report: {_shown(run / 'report.html')}")
     print(f"Next: {values['method']['next'].format(export=export_path)} language={values['language']['code']}")
 
 

@@ -1,9 +1,10 @@
-"""Loggers of Lightning, set up so that they need no answer from a terminal and lose nothing."""
+"""Loggers of Lightning that write into the run's folder."""
 
-import os
 from pathlib import Path
 
-from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from aira.errors import AiraError
 
 
 def csv(run: Path) -> CSVLogger:
@@ -11,10 +12,13 @@ def csv(run: Path) -> CSVLogger:
     return CSVLogger(run, name="logs")
 
 
-def wandb(run: Path, project: str, group: str | None, tags: list[str]) -> WandbLogger:
-    """A Weights & Biases run; offline where there is no login (`wandb sync` uploads it later), never a prompt."""
-    import wandb as client
+def tensorboard(run: Path) -> TensorBoardLogger:
+    """`tensorboard/` in the run's folder.
 
-    logged_in = bool(os.environ.get("WANDB_API_KEY") or client.api.api_key)
-    mode = os.environ.get("WANDB_MODE", "online" if logged_in else "offline")
-    return WandbLogger(name=run.name, save_dir=run, project=project, group=group, tags=tags, mode=mode)
+    Raises:
+        AiraError: TensorBoard is not installed.
+    """
+    try:
+        return TensorBoardLogger(run, name="tensorboard", version="")
+    except ModuleNotFoundError as error:
+        raise AiraError("logger=tensorboard needs TensorBoard: pip install tensorboard.") from error

@@ -1,5 +1,6 @@
 """What a scorer makes of held-out texts: the highest and the lowest scores, and the pairs that it ranks wrongly."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,22 @@ SHOWN = 60
 class Scores(pl.Callback):
     """A table of validation texts after each validation, for the loggers; at the end, to the console too.
 
+    All scores of the last validation stand in `scores.csv`.
+
     Args:
+        run: the run's folder.
         count: texts of each sort: highest, lowest, and (for pairs) wrongly ranked, the worst first.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, run: Path, count: int) -> None:
+        self.run, self.count = run, count
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Log the table."""
         if trainer.is_global_zero and trainer.state.fn == "fit":
-            rows = self.table(module, trainer.datamodule)  # type: ignore[attr-defined]
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            self._write(module, data)
+            rows = self.table(module, data)
             for logger in trainer.loggers:
                 if hasattr(logger, "log_table"):
                     logger.log_table("scores", ["sort", "score", "prompt", "text"], rows, step=trainer.global_step)
@@ -38,6 +44,15 @@ class Scores(pl.Callback):
         for sort, score, _, text in self.table(module, data):
             shown = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
             print(f"  {sort:18} {score:8.3f}  {' '.join(shown.split())}")
+
+    def _write(self, module: Any, data: DataModule) -> None:
+        """Row of the data's source, branch, class (-1 where there is none) and score of every text."""
+        labels = data.validation.labels_of(module.indices)
+        with (self.run / "scores.csv").open("w", encoding="utf-8") as file:
+            file.write("row,branch,label,score\n")
+            for row, classes, scores in zip(module.indices, labels, module.scores, strict=True):
+                for branch, score in enumerate(scores):
+                    file.write(f"{row},{branch},{classes[branch] if len(classes) else -1},{score:.6g}\n")
 
     def table(self, module: Any, data: DataModule) -> list[list[Any]]:
         """Rows of sort, score, prompt and text; for wrongly ranked pairs, chosen and rejected follow each other."""

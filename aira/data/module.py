@@ -8,6 +8,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from datasets import Dataset
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -25,7 +26,7 @@ class Batch(NamedTuple):
     rows: list[Row]
     indices: list[int]  # rows of the split that this rank's examples come from
     number: int  # of the step
-    weight: float  # 0 where this rank has no share of the batch
+    own: int  # how many of the rows count; see `aira.data.plan.Step`
     examples: int
     tokens: int  # scored tokens
 
@@ -51,6 +52,10 @@ class Split:
         """[examples, branches] classes of labelled texts."""
         return np.stack(list(self._column("labels")))
 
+    def labels_of(self, indices: np.ndarray) -> list[list[int]]:
+        """The classes of rows of the source; nothing for a row whose kind has none."""
+        return self.encoded[indices.tolist()]["labels"]
+
     def part(self, chosen: np.ndarray) -> "Split":
         """The split with only some of its usable rows."""
         return Split(self.rows, self.encoded, self.index[chosen])
@@ -64,8 +69,8 @@ class _Steps:
 
     def __getitem__(self, step: Step) -> Batch:
         rows = [self._row(indices) for indices in step.rows]
-        indices = [int(self.split.index[i]) for row in step.rows for i in row]
-        return Batch(rows, indices, step.number, step.weight, step.examples, step.tokens)
+        indices = [int(self.split.index[i]) for row in step.rows[: step.own] for i in row]
+        return Batch(rows, indices, step.number, step.own, step.examples, step.tokens)
 
     def _row(self, indices: Sequence[int]) -> Row:
         found = self.split.encoded[[int(self.split.index[i]) for i in indices]]
@@ -125,7 +130,7 @@ class DataModule(pl.LightningDataModule):
         self.padded, self.seed = padded, seed
         self.batch_size, self.tokens_per_row, self.num_workers = batch_size, tokens_per_row, num_workers
         source = read(path, revision=revision, cache_dir=cache_dir)
-        self.path = path
+        self.path, self.key = path, source.key
         self.said: list[str] = []
         forbidden = self._forbidden(exclude, cache_dir)
 
@@ -243,6 +248,7 @@ class DataModule(pl.LightningDataModule):
             start=start,
             rank=self.trainer.global_rank,
             ranks=self.trainer.world_size,
+            even=isinstance(self.trainer.strategy, ModelParallelStrategy),
         )
         return DataLoader(
             _Steps(split, self.tokenizer.pad_token_id or 0, separator_id(self.tokenizer), self.padded),  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ class Step(NamedTuple):
 
     number: int
     rows: list[list[int]]  # example indices of each forward pass of this rank
-    weight: float  # 0 where this rank has no example of its own and runs one of another's for nothing
+    own: int  # how many of the rows count; the others are run for nothing, since other ranks wait for this one
     examples: int
     tokens: int  # scored tokens
 
@@ -73,6 +73,7 @@ class Plan(Sampler[Step]):
         tokens_per_row: see `fill_rows`.
         steps: how many steps the whole run has.
         start: the first step to run.
+        even: give every rank as many rows, for strategies under which each forward pass needs all ranks.
     """
 
     def __init__(
@@ -89,13 +90,14 @@ class Plan(Sampler[Step]):
         start: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        even: bool = False,
     ) -> None:
         self.lengths, self.scored = lengths, scored
         self.batch_size, self.tokens_per_row, self.padded = batch_size, tokens_per_row, padded
         self.shuffle, self.seed, self.rank, self.ranks = shuffle, seed, rank, ranks
         self.steps_per_epoch = -(-len(lengths) // batch_size)
         self.steps = self.steps_per_epoch if steps is None else steps
-        self.start = start
+        self.start, self.even = start, even
 
     def __len__(self) -> int:
         return self.steps
@@ -112,11 +114,16 @@ class Plan(Sampler[Step]):
 
     def step(self, number: int, batch: np.ndarray) -> Step:
         """This rank's part of the batch of one step."""
-        share = deal(batch, self.lengths, self.ranks)[self.rank]
+        shares = deal(batch, self.lengths, self.ranks)
+        rows = self._rows(shares[self.rank])
+        least = max(len(self._rows(share)) for share in shares) if self.even else 1
         return Step(
             number=number,
-            rows=fill_rows(share or [int(batch[0])], self.lengths, self.tokens_per_row, self.padded),
-            weight=1.0 if share else 0.0,
+            rows=rows + (rows[-1:] or [[int(batch[0])]]) * (least - len(rows)),
+            own=len(rows),
             examples=len(batch),
             tokens=int(self.scored[batch].sum()),
         )
+
+    def _rows(self, share: list[int]) -> list[list[int]]:
+        return fill_rows(share, self.lengths, self.tokens_per_row, self.padded)

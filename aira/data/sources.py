@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import IO
 
 import datasets
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset
 
 from aira.errors import AiraError
-from aira.files import check_exists, content_hash
+from aira.files import check_exists, content_hash, no_room
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -96,10 +97,14 @@ def _local(path: str, files: list[Path], builder: str, cache_dir: str | None) ->
             except UnicodeDecodeError as error:
                 raise AiraError(f"{file}: this is not UTF-8 ({error.reason}).") from error
     data_files = {"train": [str(file) for file in files]} if builder in BUILDERS.values() else None
+    arguments = {"path": builder, "data_files": data_files, "cache_dir": cache_dir}
     try:
-        splits = load_dataset(builder, data_files=data_files, cache_dir=cache_dir)
+        try:
+            splits = load_dataset(**arguments)
+        except pa.ArrowInvalid:  # the table in the cache is damaged
+            splits = load_dataset(**arguments, download_mode="force_redownload")
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-        if getattr(error.__cause__ or error, "errno", None) == 28:
+        if no_room(error):
             raise AiraError(f"No space left for the cache of {path}. cache_dir=<folder> puts it elsewhere.") from error
         reason = "there is no row in it" if "corresponds to no data" in str(error) else error.__cause__ or error
         raise AiraError(_bad_row(files) or f"{path} could not be read: {reason}.") from error

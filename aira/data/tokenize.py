@@ -3,10 +3,13 @@
 import hashlib
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features, Sequence, Value
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar
 from jinja2 import TemplateError
@@ -16,6 +19,7 @@ from aira import __version__
 from aira.data.schemas import BadRow, Message, mapped_columns, prompt_key, read_example
 from aira.data.trees import tree_length
 from aira.errors import AiraError
+from aira.files import no_room
 
 FEATURES = Features(
     {
@@ -217,7 +221,8 @@ def tokenize(
     folder = Path(cache_dir).expanduser() / "tokenized"
     folder.mkdir(parents=True, exist_ok=True)
     (disable_progress_bar if len(rows) < 10_000 else enable_progress_bar)()
-    return rows.map(
+    mapped = partial(
+        rows.map,
         encode_row,
         with_indices=True,
         remove_columns=rows.column_names,
@@ -225,9 +230,19 @@ def tokenize(
         num_proc=num_proc if num_proc > 1 else None,
         cache_file_name=str(folder / f"{fingerprint}.arrow"),
         new_fingerprint=fingerprint,
-        load_from_cache_file=True,
         desc=f"Tokenizing {source}",
     )
+    try:
+        try:
+            return mapped(load_from_cache_file=True)
+        except pa.ArrowInvalid:  # the kept table is damaged
+            return mapped(load_from_cache_file=False)
+    except OSError as error:
+        if not no_room(error):
+            raise
+        raise AiraError(
+            f"No space left for tokenized data in {folder}. cache_dir=<folder> puts it elsewhere."
+        ) from error
 
 
 def usable(encoded: Dataset, source: str) -> tuple[np.ndarray, list[str]]:
@@ -236,12 +251,15 @@ def usable(encoded: Dataset, source: str) -> tuple[np.ndarray, list[str]]:
     Returns:
         Indices of the usable rows, and sentences that say how many were dropped or cut, and why.
     """
-    problems = np.array(encoded["problem"], dtype=object)
+    problems = encoded.data.column("problem")
+    bad = pc.not_equal(problems, "")
+    where = np.flatnonzero(bad.to_numpy())
+    reasons = [problem.split(" (")[0] for problem in problems.filter(bad).to_pylist()]
     said = []
-    for reason, count in Counter(problem.split(" (")[0] for problem in problems if problem).most_common():
-        first = next(i for i, problem in enumerate(problems) if problem.split(" (")[0] == reason)
+    for reason, count in Counter(reasons).most_common():
+        first = where[reasons.index(reason)]
         said.append(f"{source}: dropped {count} of {len(problems)} rows: {reason} (first: row {first + 1}).")
-    cut = int(np.sum(encoded["cut"]))
+    cut = pc.sum(encoded.data.column("cut")).as_py()
     if cut:
         said.append(f"{source}: cut {cut} of {len(problems)} rows to data.max_length.")
-    return np.flatnonzero(problems == ""), said
+    return np.flatnonzero(~bad.to_numpy()), said

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 """Inverse regularisation, of which cross-validation within the training rows picks one."""
@@ -46,8 +46,13 @@ def text_baselines(train: Sequence[Text], labels: np.ndarray, test: Sequence[Tex
     lengths = [np.log1p([[len(text), len(text.split())] for text in texts]) for texts in (train, test)]
     return {
         "length": _regression().fit(lengths[0], labels).predict(lengths[1]),
-        "bag_of_words": make_pipeline(_words(), _regression()).fit(train, labels).predict(test),
+        "bag_of_words": bag_of_words(train, labels).predict(test),
     }
+
+
+def bag_of_words(train: Sequence[Text], labels: np.ndarray) -> Pipeline:
+    """Logistic regression on TF-IDF, fitted to texts and their classes."""
+    return make_pipeline(_words(), _regression()).fit(train, labels)
 
 
 def pair_baselines(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, np.ndarray]:

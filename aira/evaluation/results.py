@@ -136,6 +136,21 @@ def _value(line: Line, column: int, tasks: Sequence[str], averaged: Sequence[str
     return None if score is None else score.value if score.percent else -score.value
 
 
+def remember(run: Path, lines: Sequence[Line], limit: int | None) -> None:
+    """Add the lines to the evaluations.jsonl of the run whose export was evaluated, a row for each line and task.
+
+    Args:
+        limit: how many rows of each task were read; None for all.
+    """
+    with (run / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+        for line in lines:
+            for task, score in line.scores.items():
+                name = task if limit is None else f"{task} (first {limit})"
+                row = {"task": name, "name": run.name if line.candidate else line.name, "candidate": line.candidate}
+                row |= {"value": score.value, "shown": str(score), "percent": score.percent}
+                file.write(json.dumps(row) + "\n")
+
+
 def published(names: Sequence[str]) -> list[Line]:
     """Lines of the published tables.
 

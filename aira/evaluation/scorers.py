@@ -12,7 +12,7 @@ from aira.data.schemas import Message
 from aira.data.tokenize import encode_scorer, separator_id
 from aira.data.trees import Tree, pack, pad, tree_length
 from aira.errors import AiraError
-from aira.models.backbone import VERIFIED, context_length, load_config, load_model, load_tokenizer, scores
+from aira.models.backbone import VERIFIED, context_length, load_config, load_model, load_tokenizer, score_label, scores
 
 
 class ScoringModel:
@@ -45,9 +45,10 @@ class ScoringModel:
         **where: Any,
     ) -> None:
         config, _ = load_config(path, vocab_size=0, role=None, head="score", **where)
-        if config.num_labels != 1 or not any("SequenceClassification" in name for name in config.architectures or ()):
+        meaning = score_label(config)
+        if config.num_labels != 1 or meaning is None:
             raise AiraError(f"{path} is no scorer: it needs a sequence-classification head with one output.")
-        self.meaning, self.threshold = config.id2label[0], float(getattr(config, "threshold", 0.0))
+        self.meaning, self.threshold = meaning, float(getattr(config, "threshold", 0.0))
         self.padded = config.model_type in VERIFIED["encoder"]
         role = "encoder" if self.padded else "causal"
         self.tokenizer, added = load_tokenizer(path, role=role, head="score", template=None, **where)

@@ -5,6 +5,7 @@ gradients are those of the whole batch, whatever the number of rows and ranks.
 """
 
 import contextlib
+import copy
 import math
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from aira.data.module import Batch
 from aira.data.trees import Row
@@ -39,6 +42,7 @@ class Method(pl.LightningModule):
         self.model = model
         self.optimizer_settings, self.schedule, self.seed = optimizer, schedule, seed
         self.totals: dict[str, float] = {}
+        self._whole: list[nn.Module] = []  # in a list, so that it is no part of this module
 
     def row_loss(self, row: Row) -> tuple[Tensor, Sums]:
         """One row's part of the batch.
@@ -47,6 +51,10 @@ class Method(pl.LightningModule):
             The loss summed (not averaged) over the row's tokens or examples, and further sums to report.
         """
         raise NotImplementedError
+
+    def forward(self, row: Row) -> tuple[Tensor, Sums]:
+        """`row_loss`, through the hooks by which sharded weights are gathered."""
+        return self.row_loss(row)
 
     def metrics(self, sums: dict[str, float], count: int) -> dict[str, float]:
         """What is reported of summed quantities.
@@ -62,14 +70,14 @@ class Method(pl.LightningModule):
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         torch.manual_seed(hash((self.seed, batch.number, self.global_rank)) % 2**63)
         count = getattr(batch, self.unit)
-        scale = batch.weight * self.trainer.world_size / count  # DDP averages gradients over ranks
+        scale = self.trainer.world_size / count  # DDP averages gradients over ranks
         sums: Sums = {}
         with weights_cast_once(self.device.type):
             for i, row in enumerate(batch.rows):
                 with contextlib.nullcontext() if i == len(batch.rows) - 1 else self._no_sync():
-                    loss, more = self.row_loss(row)
-                    self.manual_backward(loss * scale)
-                _add(sums, {"loss": loss.detach(), **more}, batch.weight)
+                    loss, more = self(row)
+                    self.manual_backward(loss * scale * (i < batch.own))
+                _add(sums, {"loss": loss.detach(), **more}, i < batch.own)
         totals = self._reduced(sums)
         if not math.isfinite(totals["loss"]):
             raise AiraError(
@@ -88,10 +96,40 @@ class Method(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip; gradients are unscaled by now."""
         limit = self.optimizer_settings["max_grad_norm"] or math.inf
-        self.log("train/grad_norm", nn.utils.clip_grad_norm_(self.parameters(), limit))
+        norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
+        self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
-    def before_export(self) -> None:
+    def before_export(self, model: nn.Module) -> None:
         """Write into the model's configuration what its users need; the weights are those to be exported."""
+
+    def configure_model(self) -> None:
+        """Under a strategy with a device mesh, shard the weights over the ranks, layer by layer (PyTorch's FSDP2)."""
+        if self.device_mesh is None or self._whole:
+            return
+        self._whole.append(copy.deepcopy(self.model) if self.global_rank == 0 else self.model)
+        mesh = self.device_mesh["data_parallel"]
+        for layer in max((m for m in self.model.modules() if isinstance(m, nn.ModuleList)), key=len):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self, mesh=mesh)
+
+    def whole_model(self, state: dict[str, Tensor] | None = None) -> nn.Module:
+        """The model with all its weights, for generation and export.
+
+        Where the weights are sharded, every rank has to call this, and rank 0 alone gets a model to use.
+
+        Args:
+            state: other weights, from a checkpoint.
+        """
+        if not self._whole:
+            if state is not None:
+                self.load_state_dict(state)
+            return self.model
+        gathered = self.trainer.strategy.lightning_module_state_dict() if state is None else state
+        if self.global_rank == 0:
+            model = {name: value for name, value in gathered.items() if name.startswith("model.")}
+            self._whole[0].load_state_dict({name.removeprefix("model."): value for name, value in model.items()})
+            self.load_state_dict({name: gathered[name] for name in gathered.keys() - model.keys()}, strict=False)
+        return self._whole[0]
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the validation before."""
@@ -101,9 +139,9 @@ class Method(pl.LightningModule):
     def validation_step(self, batch: Batch, _: int) -> None:
         """Add up one batch; averages are taken once, over the whole validation set."""
         sums: Sums = {}
-        for row in batch.rows:
-            loss, more = self.row_loss(row)
-            _add(sums, {"loss": loss, **more}, batch.weight)
+        for i, row in enumerate(batch.rows):
+            loss, more = self(row)
+            _add(sums, {"loss": loss, **more}, i < batch.own)
         for name, value in self._reduced(sums).items():
             self.totals[name] = self.totals.get(name, 0.0) + value
         self.count += getattr(batch, self.unit)
@@ -156,9 +194,9 @@ def weights_cast_once(device: str) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=True)
 
 
-def _add(sums: Sums, more: Sums, weight: float) -> None:
+def _add(sums: Sums, more: Sums, counts: bool) -> None:
     for name, value in more.items():
-        sums[name] = sums.get(name, 0.0) + value * weight
+        sums[name] = sums.get(name, 0.0) + value * counts
 
 
 def rate(step: int, steps: int, warmup: int, name: str) -> float:

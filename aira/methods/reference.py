@@ -60,8 +60,7 @@ def reference_log_probs(
     key = hashlib.sha256(f"{content(model)} {trainer.precision} {split.encoded._fingerprint}".encode())
     key.update(split.index.tobytes())
     file = folder / f"{key.hexdigest()[:32]}.npy"
-    here = trainer.is_global_zero and file.exists()
-    kept = trainer.strategy.broadcast(np.load(file) if here else None)
+    kept = trainer.strategy.broadcast(_read(file) if trainer.is_global_zero else None)
     if kept is not None:
         return kept
     device = trainer.strategy.root_device
@@ -73,8 +72,9 @@ def reference_log_probs(
         for batch in tqdm(
             data.once(split), f"Reference log-probs, {name}", disable=not trainer.is_global_zero, leave=False
         ):
-            if batch.weight:
-                sums = torch.cat([_summed(network, trainer.strategy.batch_to_device(row)) for row in batch.rows])
+            if batch.own:
+                own = batch.rows[: batch.own]
+                sums = torch.cat([_summed(network, trainer.strategy.batch_to_device(row)) for row in own])
                 found |= zip(batch.indices, sums.reshape(len(batch.indices), -1).tolist(), strict=True)
     network.train(training)
     if trainer.world_size > 1:
@@ -88,6 +88,14 @@ def reference_log_probs(
             np.save(part, result)
         os.replace(part.name, file)
     return result
+
+
+def _read(file: Path) -> np.ndarray | None:
+    """A kept array; None where there is none that is whole."""
+    try:
+        return np.load(file)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
 
 
 def _summed(network: nn.Module, row: Row) -> Tensor:

@@ -54,8 +54,8 @@ class Scorer(Method):
         """Keep which row got which scores."""
         self._batch: list[Tensor] = []
         super().validation_step(batch, index)
-        if batch.weight:
-            self._kept.append((batch.indices, torch.cat(self._batch).tolist()))
+        if batch.own:
+            self._kept.append((batch.indices, torch.cat(self._batch[: batch.own]).tolist()))
 
     def validation_metrics(self) -> dict[str, float]:
         """Bring the scores of all ranks together, and measure them as a whole."""
@@ -66,5 +66,5 @@ class Scorer(Method):
         found = {i: values for share in shares for rows, part in share for i, values in zip(rows, part, strict=True)}
         self.indices, self.scores = np.array(list(found)), np.array(list(found.values()))
         split = self.trainer.datamodule.validation  # type: ignore[attr-defined]
-        labels = torch.tensor(split.encoded[self.indices.tolist()]["labels"])
+        labels = torch.tensor(split.labels_of(self.indices))
         return super().validation_metrics() | self.measured(torch.from_numpy(self.scores).float(), labels)

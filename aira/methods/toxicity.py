@@ -84,9 +84,9 @@ class Toxicity(Scorer):
         self.threshold.fill_(threshold)
         return {"threshold": threshold, **class_metrics(found, labels, threshold)}
 
-    def before_export(self) -> None:
+    def before_export(self, model: nn.Module) -> None:
         """Keep the threshold beside the weights."""
-        unwrap(self.model).config.threshold = self.threshold.item()
+        unwrap(model).config.threshold = self.threshold.item()
 
 
 def _pairs(found: Tensor) -> Sums:

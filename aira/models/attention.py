@@ -8,6 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.models.bloom.modeling_bloom import BloomModel, build_alibi_tensor
 
 from aira.data.trees import Span
 
@@ -74,11 +75,45 @@ AttentionInterface.register("trees", trees_attention)
 AttentionMaskInterface.register("trees", sdpa_mask)
 
 
-def dense_mask(trees: list[Span], device: torch.device) -> Tensor:
-    """The mask of a whole packed row for ordinary `sdpa`: [1, 1, T, T] bool, True where attended."""
+def dense_mask(trees: list[Span], device: torch.device, cached: int = 0) -> Tensor:
+    """The mask of a whole packed row for ordinary `sdpa`: [1, 1, T, cached + T] bool, True where attended.
+
+    Args:
+        trees: the row's trees.
+        cached: number of tokens that stand before every tree.
+    """
     length = trees[-1].end
-    mask = torch.zeros(1, 1, length, length, dtype=torch.bool, device=device)
+    mask = torch.zeros(1, 1, length, cached + length, dtype=torch.bool, device=device)
+    mask[..., :cached] = True
     for start, end, inner in trees:
         whole = torch.ones(end - start, end - start, dtype=torch.bool, device=device).tril()
-        mask[:, :, start:end, start:end] = whole if inner is None else inner
+        mask[:, :, start:end, cached + start : cached + end] = whole if inner is None else inner[..., cached:]
     return mask
+
+
+def added_mask(mask: Tensor) -> Tensor:
+    """A boolean mask as what `eager` attention adds to its scores: 0 where attended, else the lowest float32."""
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+
+def alibi(self: BloomModel, mask: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+    """BLOOM's biases, linear in a key's position (Press et al., 2022), for packed rows too.
+
+    BLOOM reads no position ids. A query's scores may be shifted by a constant, so a key's position in its own branch is
+    all that counts; in a packed row that is the number of tokens that it attends to, itself left out.
+
+    Args:
+        mask: [batch, keys], 1 on real tokens, or from `added_mask`.
+
+    Returns:
+        [batch * heads, 1, keys].
+    """
+    if mask.dim() == 2:
+        return build_alibi_tensor(mask, heads, dtype)
+    queries, keys = mask.shape[2:]
+    positions = torch.cat([torch.arange(keys - queries, device=mask.device), (mask == 0).sum(-1).flatten() - 1])
+    slopes = build_alibi_tensor(mask.new_ones(1, 2), heads, torch.float32)[:, :, 1:]
+    return (slopes * positions).to(dtype)
+
+
+BloomModel.build_alibi_tensor = alibi  # a method that Transformers calls with the mask as it was given

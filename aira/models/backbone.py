@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    DynamicCache,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -23,11 +24,16 @@ from transformers import (
 from aira.data.trees import Row
 from aira.errors import AiraError
 from aira.files import check_exists
-from aira.models.attention import Cached, dense_mask
+from aira.models.attention import Cached, added_mask, dense_mask
 from aira.models.template import apply_template, prepare_scorer
 
-VERIFIED = {"causal": ("gpt2", "opt", "llama"), "encoder": ("bert", "roberta")}
+VERIFIED = {"causal": ("gpt2", "opt", "llama", "bloom"), "encoder": ("bert", "roberta")}
 """Architectures whose packed rows (causal) or padded branches (encoder) tests hold to separate forward passes."""
+
+PICKLES = (
+    "Weights in other files are not read, since a pickle can run any code on loading. Where they are to be trusted, "
+    "load them with Transformers and write them again with save_pretrained(), which makes safetensors."
+)
 
 
 def load_tokenizer(
@@ -114,6 +120,12 @@ def load_config(
     return settings, fresh
 
 
+def score_label(config: PretrainedConfig) -> str | None:
+    """What a high score of a scorer stands for, by its `id2label`; None for a language model."""
+    scorer = any("SequenceClassification" in name for name in config.architectures or ())
+    return config.id2label[0] if scorer else None
+
+
 def load_model(
     path: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -124,7 +136,7 @@ def load_model(
     label: str | None = None,
     config: dict[str, Any] | None = None,
     attn_implementation: str = "trees",
-    dropout: float = 0.0,
+    dropout: float | None = 0.0,
     gradient_checkpointing: bool = False,
     compile: bool = False,
     lora: dict[str, Any] | None = None,
@@ -140,7 +152,7 @@ def load_model(
         head: `lm`, or `score` for a single number a text.
         label: what a high score means; it is kept in the configuration (`id2label`).
         config: see `load_config`.
-        dropout: probability of every dropout layer.
+        dropout: probability of every dropout layer; None keeps the configuration's own.
         lora: `r` (0: none), `alpha`, `dropout`, `target_modules`.
 
     Returns:
@@ -151,7 +163,8 @@ def load_model(
     """
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     settings, fresh = load_config(path, len(tokenizer), role=role, head=head, config=config, **where)
-    _set_dropout(settings, dropout)
+    if dropout is not None:
+        _set_dropout(settings, dropout)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     auto = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
     if head == "score":
@@ -159,13 +172,17 @@ def load_model(
     folder, arguments = _source(path, **where)
     base = _adapter_base(folder)
     source = base or folder
+    if settings.model_type == "bloom":
+        attn_implementation = "eager"  # Transformers has no other for it
     dtype_and_attention = {"attn_implementation": attn_implementation, "dtype": torch.float32}
     with _explained(path):
         if fresh:
             settings.update(special)
             model = auto.from_config(settings, **dtype_and_attention)
         else:
-            model = auto.from_pretrained(source, config=settings, **dtype_and_attention, **arguments)
+            model = auto.from_pretrained(
+                source, config=settings, use_safetensors=True, **dtype_and_attention, **arguments
+            )
     _forget_quantization(model)
     if not fresh:
         _add_embeddings(model, added, len(tokenizer))
@@ -203,6 +220,8 @@ def _explained(path: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if "safetensors" in reason:
+            raise AiraError(f"The model {path} has no weights as safetensors. {PICKLES}") from error
         raise AiraError(
             f"The model {path} could not be loaded: {reason}\n"
             "If the hub cannot be reached: model.path=<folder> takes a local copy, model=smollm2-135m comes from "
@@ -247,6 +266,8 @@ def _merged(model: PreTrainedModel, folder: str) -> PreTrainedModel:
     """The model with an adapter's weights in its own: what a policy starts from is then its reference too."""
     from peft import PeftModel
 
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise AiraError(f"{folder}: adapter_model.safetensors is missing. {PICKLES}")
     return PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
@@ -303,7 +324,7 @@ def hidden_states(model: nn.Module, row: Row, cached: Cached | None = None) -> T
     """Run the backbone, without its head, over a row.
 
     Args:
-        cached: of the tokens that `aira.data.trees.pack` left out, from `keys_and_values`; for `trees` attention alone.
+        cached: of the tokens that `aira.data.trees.pack` left out, from `keys_and_values`; not for `sdpa`.
 
     Returns:
         [R * T, hidden size], in the order that `Row.source` and `Row.end` count in.
@@ -315,6 +336,10 @@ def hidden_states(model: nn.Module, row: Row, cached: Cached | None = None) -> T
         if backbone.config._attn_implementation == "trees":
             # Transformers passes a 4-D mask on untouched: an empty one keeps it from building one for the row
             arguments |= {"trees": row.spans, "cached": cached, "attention_mask": row.input_ids.new_empty((1, 1, 0, 0))}
+        elif backbone.config._attn_implementation == "eager":
+            before = cached[0][0].shape[2] if cached else 0
+            arguments["attention_mask"] = added_mask(dense_mask(row.spans, row.input_ids.device, before))
+            arguments["past_key_values"] = DynamicCache(cached) if cached else None
         else:
             arguments["attention_mask"] = dense_mask(row.spans, row.input_ids.device)
     elif row.token_type_ids is not None:

@@ -1,11 +1,16 @@
 """The result of a run as a plain Hugging Face folder: no Aira is needed to load it."""
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
+
+from aira.files import without_home
 
 
 def export(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str, max_new_tokens: int = 200) -> None:
@@ -100,47 +105,81 @@ A scorer learns what its training pairs or labels have in common, which may be l
 is meant; it repeats its annotators' biases, and outside of its training data its scores mean little."""
 
 
-def model_card(values: dict[str, Any], metrics: dict[str, float], environment: dict[str, Any]) -> str:
+def model_card(
+    values: dict[str, Any],
+    metrics: dict[str, float],
+    environment: dict[str, Any],
+    evaluations: Sequence[dict[str, Any]] = (),
+) -> str:
     """The text of an export's README.md, in the hub's format.
 
     Args:
         values: the resolved configuration of the run.
         metrics: final figures by name.
         environment: what the run ran on.
+        evaluations: rows of the run's evaluations.jsonl, see `aira.evaluation.results.remember`.
     """
     model, method, language = values["model"], values["method"], values["language"]
-    header = {
-        "language": language["code"],
-        "library_name": "transformers",
-        "pipeline_tag": "text-classification" if method["head"] == "score" else "text-generation",
-        "tags": ["aira", method["name"]],
-    }
-    yaml = "\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items())
+    name = f"{model['name']}-{method['name']}-{language['code']}"
+    header = ModelCardData(
+        model_name=name,
+        language=language["code"],
+        library_name="transformers",
+        pipeline_tag="text-classification" if method["head"] == "score" else "text-generation",
+        base_model=_hub_id(model["path"]),
+        datasets=_hub_id(values["data"]["path"]),
+        tags=["aira", method["name"]],
+        eval_results=[
+            EvalResult(
+                task_type="text-classification" if method["head"] == "score" else "text-generation",
+                dataset_name=row["task"],
+                dataset_type=row["task"],
+                metric_type="accuracy",
+                metric_value=round(100 * row["value"], 2),
+            )
+            for row in evaluations
+            if row["candidate"] and row["percent"]
+        ],
+        co2_eq_emissions={
+            "emissions": round(1000 * metrics["emissions/co2_kg"], 6),  # in grams, as the hub has it
+            "source": "CodeCarbon",
+            "training_type": "pre-training" if model["path"].startswith("pkg://aira.models") else "fine-tuning",
+        }
+        if "emissions/co2_kg" in metrics
+        else None,
+    )
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items()))
     encoder = model["role"] == "encoder"
-    use, limits = _CHAT, _CHAT_LIMITS
+    use, limits, purpose = _CHAT, _CHAT_LIMITS, "to answer in a chat"
     if method["head"] == "score":
-        pairs = _SEGMENTS if encoder else _TALKS
-        use, limits = (_TEXTS if method["label"] == "harmless" else pairs), _SCORER_LIMITS
+        texts = method["label"] == "harmless"
+        use, limits = _TEXTS if texts else _SEGMENTS if encoder else _TALKS, _SCORER_LIMITS
+        purpose = "to tell harmless texts from toxic ones" if texts else "to tell the better of two answers to a prompt"
     good, bad = _SAID[language["code"]][use == _TEXTS]
     said = {"QUESTION": language["questions"][0], "GOOD": good, "BAD": bad, "LENGTH": str(values["data"]["max_length"])}
     for word, text in said.items():
         use = use.replace(word, text)
     settings = {key: values[key] for key in ("model", "method", "data", "optimizer", "schedule", "trainer", "seed")}
-    return f"""---
-{yaml}
+    evaluated = "\n".join(f"| {row['name']} | {row['task']} | {row['shown']} |" for row in evaluations)
+    evaluation = f"""
+## Evaluation
+
+Accuracies in percent, with a 95 % interval in brackets or a standard error; simple rules stand beside a scorer.
+
+| model | task | figure |
+|---|---|---|
+{evaluated}
+"""
+    text = f"""---
+{header.to_yaml()}
 ---
-# {model["name"]}, {method["name"]}, {language["code"]}
+# {name}
 
-Trained with Aira from `{model["path"]}` on `{values["data"]["path"]}`.
-
-## Figures
-
-| metric | value |
-|---|---|
-{rows}
+Trained with Aira ({method["name"]}) from `{model["path"]}` on `{values["data"]["path"]}`.
 
 ## Use
+
+It is meant {purpose}, for research.
 
 ```python
 {use}
@@ -148,7 +187,13 @@ Trained with Aira from `{model["path"]}` on `{values["data"]["path"]}`.
 
 ## Limitations
 
-{limits} This one is meant for research.
+{limits}
+{evaluation if evaluations else ""}
+## Figures of the training
+
+| metric | value |
+|---|---|
+{rows}
 
 ## Configuration
 
@@ -162,3 +207,9 @@ Trained with Aira from `{model["path"]}` on `{values["data"]["path"]}`.
 {json.dumps(environment, indent=2)}
 ```
 """
+    return without_home(text)
+
+
+def _hub_id(path: str) -> str | None:
+    """A path, where it is an id on the hub."""
+    return path if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) and not Path(path).exists() else None

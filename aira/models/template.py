@@ -44,6 +44,36 @@ def speaks_aira(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.chat_template in (chat_template(True), chat_template(False))
 
 
+def use_own_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a published Aira model, whose tokenizer has the special tokens and no template, the template, in place.
+
+    Raises:
+        AiraError: there is no template, and the special tokens are not there either.
+    """
+    if not tokenizer.chat_template:
+        known = tokenizer.get_vocab()
+        if SPECIAL_TOKENS["sep_token"] not in known or tokenizer.eos_token != SPECIAL_TOKENS["eos_token"]:
+            raise AiraError(
+                f"{tokenizer.name_or_path} has no chat template: it was not trained to answer. Train it first "
+                "(python train.py method=sft), or name a model that was."
+            )
+        tokenizer.chat_template = chat_template(SPECIAL_TOKENS["bos_token"] in known)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def without_control_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """A user's text in which no special token stands: a space is put behind the first character of each.
+
+    Templates render conversations to text before it is tokenized, where `<|endofinstruction|>`, typed by a user, would
+    end the user's turn.
+    """
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    for token in sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True):
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
 def apply_template(tokenizer: PreTrainedTokenizerBase, template: str, prompt_bos: bool) -> list[int]:
     """Give the tokenizer the template it is to train with, in place.
 

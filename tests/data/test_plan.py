@@ -50,7 +50,7 @@ def test_ranks_share_the_batches_of_one(ranks):
     """Catches an example that two ranks train on, or none, and totals that only one rank counts."""
     single = plan(steps=14)
     for whole, *shares in zip(single, *(plan(steps=14, rank=rank, ranks=ranks) for rank in range(ranks)), strict=True):
-        union = [i for share in shares if share.weight for i in examples(share)]
+        union = [i for share in shares if share.own for i in examples(share)]
         assert sorted(union) == sorted(examples(whole))
         for share in shares:
             assert (share.number, share.examples, share.tokens) == (whole.number, whole.examples, whole.tokens)
@@ -104,7 +104,7 @@ def test_a_rank_without_a_share_has_no_weight():
         list(Plan(lengths, scored, batch_size=2, tokens_per_row=50, shuffle=False, rank=rank, ranks=2))
         for rank in range(2)
     ]
-    assert [[step.weight for step in steps] for steps in ranks] == [[1.0, 1.0], [1.0, 0.0]]
+    assert [[step.own for step in steps] for steps in ranks] == [[1, 1], [1, 0]]
     assert examples(ranks[1][1]) == [2] and ranks[1][1].examples == 1 and ranks[1][1].tokens == 2
 
 

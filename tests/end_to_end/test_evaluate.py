@@ -16,6 +16,7 @@ from aira.evaluation.results import Line, Score, compare, published, table
 from aira.models.backbone import load_model, load_tokenizer
 from aira.models.export import export
 from tests.end_to_end.command import ENVIRONMENT, ROOT
+from tests.wandb_records import records
 
 SHAPE = {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 512}
 
@@ -69,7 +70,8 @@ def test_tracked(exports, tmp_path, monkeypatch):
     measured(run, f"model.path={exports}/reward", "eval.limit=40", "logger=wandb")
     wandb.finish()
     (offline,) = run.glob("wandb/offline-run-*")
-    content = b"".join(file.read_bytes() for file in offline.rglob("*.wandb"))
+    (file,) = offline.glob("*.wandb")
+    content = b"".join(record.SerializeToString() for record in records(file))  # in the file, records are cut to blocks
     assert b"eval/reward/sample_preference_en/accuracy" in content
     assert list(offline.rglob("evaluation*.table.json"))
     logged = "".join(file.read_text() for file in run.glob("logs/*/metrics.csv"))

@@ -92,7 +92,7 @@ def test_dpo_by_default(tmp_path):
 
 
 @pytest.mark.parametrize("language", ["en", pytest.param("pt", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("method", ["reward", "toxicity"])
+@pytest.mark.parametrize("method", [pytest.param("reward", marks=pytest.mark.slow), "toxicity"])
 def test_scorers_by_default(tmp_path, method, language):
     """Catches a default whose held-out accuracy is not well above the baselines of the same rows (0.75 at most)."""
     printed = run(f"method={method}", f"language={language}", "trainer.enable_progress_bar=false", cwd=tmp_path)
@@ -108,7 +108,7 @@ def test_scorers_by_default(tmp_path, method, language):
         assert config["threshold"] == pytest.approx(metrics["val/threshold"])
 
 
-@pytest.mark.parametrize("lora", [[], ["model.lora.r=4"]])
+@pytest.mark.parametrize("lora", [pytest.param([], marks=pytest.mark.slow), ["model.lora.r=4"]])
 def test_from_fine_tuning_to_dpo(tmp_path, lora):
     """Catches an export that DPO cannot start from, or whose first loss is not ln 2."""
     for name in ("sft", "dpo", "again"):
@@ -125,22 +125,7 @@ def test_from_fine_tuning_to_dpo(tmp_path, lora):
     assert "reward: gpt2-tiny" in refused
 
 
-@pytest.mark.parametrize("method", ["dpo", "toxicity"])
-def test_two_processes(tmp_path, method):
-    """Catches a reference, scores or losses that are each rank's own."""
-    arguments = [*SHORT, f"method={method}", "trainer.max_steps=6", "callbacks.samples.max_new_tokens=2"]
-    found = []
-    for trainer in ("cpu", "ddp-cpu"):
-        (tmp_path / trainer).mkdir()
-        run(*arguments, f"trainer={trainer}", f"cache_dir={tmp_path / trainer / 'cache'}", cwd=tmp_path / trainer)
-        found.append(json.loads((run_folder(tmp_path / trainer) / "metrics.json").read_text()))
-    one, two = found
-    for name in one:
-        if name.startswith(("train/", "val/")):
-            assert two[name] == pytest.approx(one[name], rel=2e-4, abs=1e-4), name
-
-
-@pytest.mark.parametrize("method", ["dpo", "toxicity"])
+@pytest.mark.parametrize("method", ["dpo", pytest.param("toxicity", marks=pytest.mark.slow)])
 def test_killed_and_gone_on_with(tmp_path, method):
     """Catches a reference that is taken from the checkpoint's weights, and another end than an undisturbed run's."""
     settings = [

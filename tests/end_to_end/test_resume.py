@@ -1,5 +1,6 @@
 """A run that is killed at any moment and gone on with ends like one that never was."""
 
+import contextlib
 import json
 import signal
 import time
@@ -8,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from aira.config import compose_config
+from aira.training import train
 from tests.end_to_end.command import SMALL, run, run_folder, start
+from tests.end_to_end.test_methods import FEW
 
 SETTINGS = [
     *SMALL,
@@ -34,20 +38,23 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("checkpoints", [1, 6, 13])
+@pytest.mark.parametrize("checkpoints", [1, 6, pytest.param(13, marks=pytest.mark.slow)])
 def test_killed_and_gone_on_with(undisturbed, tmp_path, checkpoints):
     """Catches a plan, optimizer, schedule or dropout that does not go on where it stopped, and a half-written file."""
     process = start(*SETTINGS, cwd=tmp_path)
     seen, last = 0, None
     while seen < checkpoints and process.poll() is None:
-        files = list(tmp_path.glob("outputs/*/*/checkpoints/last.ckpt"))
-        if files and (stamp := files[0].stat().st_mtime_ns) != last:
-            seen, last = seen + 1, stamp
+        with contextlib.suppress(FileNotFoundError):  # while the next one takes its place
+            stamps = [file.stat().st_mtime_ns for file in tmp_path.glob("outputs/*/*/checkpoints/last.ckpt")]
+            if stamps and stamps != last:
+                seen, last = seen + 1, stamps
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    stopped = torch.load(files[0], weights_only=True)
+    folder = run_folder(tmp_path) / "checkpoints"
+    newest = next(file for name in ("last", "previous") if (file := folder / f"{name}.ckpt").exists())
+    stopped = torch.load(newest, weights_only=True)
     assert stopped["global_step"] < 30
     printed = run(*SETTINGS, "ckpt_path=last", cwd=tmp_path)
     assert "Warning" not in printed
@@ -76,6 +83,18 @@ def test_a_finished_run_is_not_run_again(undisturbed):
     printed = run(*SETTINGS, "ckpt_path=last", cwd=undisturbed)
     assert "is finished, after 30 steps" in printed
     assert files() == before
+
+
+def test_a_finished_run_is_made_longer(tmp_path):
+    """Catches more steps that are asked for and not taken, or not those that a longer run takes."""
+    arguments = [*FEW, "schedule.name=constant", f"cache_dir={tmp_path}"]
+    longer = [*arguments, "trainer.max_steps=7"]
+    train(compose_config("train", [*arguments, "trainer.max_steps=3"]), tmp_path / "parts")
+    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    assert train(compose_config("train", [*longer, f"ckpt_path={last}"]), tmp_path / "parts")["steps"] == 7
+    train(compose_config("train", longer), tmp_path / "whole")
+    expected, found = (load_file(tmp_path / name / "export/model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_another_configuration_is_not_gone_on_with(undisturbed):

@@ -29,6 +29,7 @@ SHAPES = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 128,
     },
+    "bloom": {"model_type": "bloom", "n_layer": 2, "hidden_size": 32, "n_head": 4},
 }
 INSTRUCTION = "Q: What is human life expectancy in the United States?\nA: It is 78 years, as far as anybody knows.\n\n"
 QUESTIONS = ["Q: Who was president of the United States in 1955?\nA:", "Q: Which party did he belong to?\nA:"]

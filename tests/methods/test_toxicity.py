@@ -33,7 +33,7 @@ def test_a_high_score_means_harmless(tmp_path, rows, kind, objective):
     labels = np.array([data.validation.labels[i] for i in module.indices])
     assert module.scores[labels == 0].mean() > module.scores[labels == 1].mean() + 1
     assert found["val/auroc"] > 0.95 and found["val/accuracy"] > 0.9
-    module.before_export()
+    module.before_export(module.model)
     threshold = module.model.config.threshold
     assert threshold == pytest.approx(found["val/threshold"])
     assert np.mean((module.scores < threshold) == (labels == 1)) == pytest.approx(found["val/accuracy"])

@@ -20,6 +20,8 @@ CAUSAL = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 128,
     },
+    # a number of heads that is no power of 2 has slopes of two series
+    "bloom": {"model_type": "bloom", "n_layer": 2, "hidden_size": 60, "n_head": 6, "initializer_range": 0.05},
 }
 ENCODERS = {
     "bert": {"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128},
@@ -38,14 +40,13 @@ def make(shape, auto, attn_implementation):
     return model.eval()
 
 
-@pytest.fixture(params=["trees", "sdpa"])
-def implementation(request):
-    return request.param
+IMPLEMENTATIONS = [(name, how) for name in CAUSAL for how in (["eager"] if name == "bloom" else ["trees", "sdpa"])]
 
 
-@pytest.fixture(params=CAUSAL)
-def causal(request, implementation):
-    return make(CAUSAL[request.param], AutoModelForCausalLM, implementation)
+@pytest.fixture(params=IMPLEMENTATIONS, ids="-".join)
+def causal(request):
+    name, implementation = request.param
+    return make(CAUSAL[name], AutoModelForCausalLM, implementation)
 
 
 @pytest.fixture(params=ENCODERS)

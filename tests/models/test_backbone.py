@@ -20,7 +20,7 @@ LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
 TINY = "pkg://aira.models/tiny/causal"
 
 
-@pytest.fixture(params=["gpt2", "opt-350m", "llama", "llama-untied"])
+@pytest.fixture(params=["gpt2", "opt-350m", "llama", "llama-untied", "bloom"])
 def folder(request, tmp_path):
     """A pretrained model as it lies on the hub: without Aira's tokens."""
     tokenizer = AutoTokenizer.from_pretrained(locate(TINY))
@@ -138,9 +138,9 @@ def test_another_architecture_than_the_group_is_refused(folder, tmp_path):
 
 def test_other_architectures_are_refused(tmp_path):
     """Catches a model that would give wrong numbers silently."""
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bloom"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mpt"}))
     tokenizer, added = load_tokenizer(TINY)
-    with pytest.raises(AiraError, match=r"bloom model.* causal architectures are gpt2, opt, llama"):
+    with pytest.raises(AiraError, match=r"mpt model.* causal architectures are gpt2, opt, llama, bloom"):
         load_model(str(tmp_path), tokenizer, added)
 
 
@@ -154,3 +154,21 @@ def test_native_needs_a_chat_template():
     """Catches training in a format that the tokenizer does not have."""
     with pytest.raises(AiraError, match="no chat template"):
         load_tokenizer(TINY, template="native")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "adapter_model.bin"])
+def test_pickled_weights_are_refused(tmp_path, name):
+    """Catches a file that can run code on loading and is loaded."""
+    model, tokenizer, _ = load(TINY, config={"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 1})
+    export(model, tokenizer, tmp_path / "base", card="")
+    folder = tmp_path / "base"
+    if name.startswith("adapter"):
+        folder = tmp_path / "adapter"
+        folder.mkdir()
+        settings = {"peft_type": "LORA", "r": 1, "base_model_name_or_path": str(tmp_path / "base")}
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+    else:
+        (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / name)
+    with pytest.raises(AiraError, match=r"safetensors.*a pickle can run any code"):
+        load(str(folder))

@@ -1,0 +1,119 @@
+"""Weights & Biases: a logger that never asks and never stops a run, and the lineage of what runs make."""
+
+import contextlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import wandb
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from aira.environment import environment
+from aira.files import content_hash, run_of_export, without_home
+from aira.login import online
+
+CONNECTING = 30
+"""Seconds until Weights & Biases is taken to be out of reach."""
+
+
+class Wandb(WandbLogger):
+    """Lightning's logger of Weights & Biases, with what a run was made from and what it made: their lineage.
+
+    Args:
+        upload_export: the weights of exports too; else their check sums, which is enough for the lineage.
+    """
+
+    def __init__(self, upload_export: bool, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.upload_export = upload_export
+
+    @rank_zero_only
+    def log_input(self, kind: str, path: str, key: str | None = None) -> None:
+        """Tell that the run used a model or a data set.
+
+        Args:
+            kind: `model` or `dataset`.
+            path: an export of Aira's is the artifact that its own run logged; of all else the name alone is told.
+            key: changes when the content does.
+        """
+        run = run_of_export(path) if kind == "model" else None
+        if run:
+            artifact = self._export(run)
+        else:
+            artifact = wandb.Artifact(re.sub(r"[^\w.-]+", "-", without_home(path)).strip("-")[-100:], kind)
+            with artifact.new_file("source.json") as file:
+                json.dump({"path": without_home(path), "key": key}, file)
+        with self._told():
+            if self.experiment.offline:  # where `use_artifact` is refused; this is what it does for a new artifact
+                self.experiment._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+            else:
+                self.experiment.use_artifact(artifact)
+
+    @rank_zero_only
+    def log_export(self, run: Path) -> None:
+        """Tell that the run made the export in its folder."""
+        with self._told():
+            self.experiment.log_artifact(self._export(run))
+
+    @rank_zero_only
+    def log_files(self, name: str, kind: str, folder: Path, files: Iterable[Path]) -> None:
+        """Tell that the run made files in its folder."""
+        artifact = wandb.Artifact(name, kind)
+        for file in files:
+            artifact.add_file(str(file), name=str(file.relative_to(folder)), policy="immutable")
+        with self._told():
+            self.experiment.log_artifact(artifact)
+
+    def _export(self, run: Path) -> wandb.Artifact:
+        """The same artifact for the same export, by whichever run it is told; its card may still change."""
+        artifact = wandb.Artifact(f"{run.parent.name}-{run.name}", "model")
+        for file in sorted((run / "export").iterdir()):
+            if file.suffix == ".safetensors" and not self.upload_export:
+                with artifact.new_file(f"{file.name}.sha256") as sums:
+                    sums.write(content_hash([file]))
+            elif file.name != "README.md":
+                artifact.add_file(str(file), name=file.name, policy="immutable")  # not copied to a staging area
+        return artifact
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except wandb.errors.Error as error:
+            warnings.warn(f"Weights & Biases did not take an artifact, and the run goes on: {error}", stacklevel=3)
+
+
+def logger(
+    run: Path, values: dict[str, Any], project: str, group: str | None, tags: list[str], upload_export: bool
+) -> Wandb:
+    """A Weights & Biases run; offline where there is no login or no connection, never a prompt.
+
+    `wandb sync` uploads an offline run later. All that it needs is in the run's folder, and what the client would tell
+    of the machine, its user and its folders is left out: `aira.environment` has what matters.
+
+    Args:
+        run: the run's folder.
+        values: the run's configuration, which is shown with the environment.
+        project, group, tags: as Weights & Biases has them.
+        upload_export: see `Wandb`.
+    """
+    config = json.loads(without_home(json.dumps({**values, "environment": environment()}, default=str)))
+    start = partial(
+        Wandb, upload_export, name=run.name, save_dir=run, project=project, group=group, tags=tags, config=config
+    )
+    os.environ.setdefault("WANDB_DATA_DIR", str(run / "wandb"))  # of files that wait to be uploaded
+    private: dict[str, Any] = {"x_disable_meta": True, "x_disable_machine_info": True, "disable_git": True}
+    mode = os.environ.get("WANDB_MODE", "online" if online() else "offline")
+    started = start(mode=mode, settings=wandb.Settings(init_timeout=CONNECTING, **private))
+    try:
+        _ = started.experiment  # connects, on rank 0
+    except wandb.errors.Error as error:
+        warnings.warn(f"Weights & Biases goes on offline, `wandb sync` uploads the run later: {error}", stacklevel=2)
+        started = start(mode="offline", settings=wandb.Settings(**private))
+    return started

@@ -1,0 +1,87 @@
+"""Answers of a language model: greedy or sampled, many prompts at once, without a trace in the random state."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from aira.data.schemas import Message
+from aira.errors import AiraError
+from aira.models.backbone import context_length, unwrap
+
+GENERATION_BATCH = 64
+"""Answers that are generated at once."""
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+    """The tokens of a conversation that the model is to go on with."""
+    return tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
+
+
+def fits(model: Any, tokenizer: PreTrainedTokenizerBase, message: str) -> bool:
+    """Whether the model's context has room for a message and the beginning of an answer."""
+    return len(prompt_ids(tokenizer, [{"role": "user", "content": message}])) < context_length(unwrap(model).config)
+
+
+@torch.no_grad()
+def answer(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[list[Message]],
+    max_new_tokens: int,
+    n: int = 1,
+    seed: int = 0,
+    **sampling: Any,
+) -> list[list[str]]:
+    """Answer each conversation; neither the training mode nor the random state is changed.
+
+    Args:
+        conversations: each ends with the user's turn.
+        max_new_tokens: the longest answer; a prompt near the end of the context leaves room for less.
+        n: answers to each.
+        seed: of the sampling. Answers depend on what else is asked in the same call.
+        sampling: arguments of `generate`, such as `top_k`; without `temperature`, answers are greedy.
+
+    Returns:
+        For each conversation its `n` answers, without special tokens.
+
+    Raises:
+        AiraError: a prompt is longer than the model's context.
+    """
+    prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
+    network = unwrap(model)
+    context = context_length(network.config)
+    for messages, prompt in zip(conversations, prompts, strict=True):
+        if len(prompt) >= context:
+            raise AiraError(
+                f"The prompt {messages[-1]['content'][:60]!r}… has {len(prompt)} tokens; "
+                f"the model's context is {context}."
+            )
+    training, device = network.training, next(network.parameters()).device
+    network.eval()
+    answers: list[list[str]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    portion = max(1, GENERATION_BATCH // n)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(order), portion):
+            chosen = order[start : start + portion]
+            padded = tokenizer.pad(
+                {"input_ids": [prompts[i] for i in chosen]}, padding_side="left", return_tensors="pt"
+            ).to(device)
+            length = padded["input_ids"].shape[1]
+            output = network.generate(
+                input_ids=padded["input_ids"],
+                attention_mask=padded["attention_mask"],
+                do_sample="temperature" in sampling,
+                num_return_sequences=n,
+                max_new_tokens=min(max_new_tokens, context - length),
+                use_cache=True,
+                **sampling,
+            )
+            texts = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
+            for k, i in enumerate(chosen):
+                answers[i] = [text.strip() for text in texts[k * n : (k + 1) * n]]
+    network.train(training)
+    return answers
