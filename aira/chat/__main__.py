@@ -1,0 +1,152 @@
+"""`python -m aira.chat`: talk to what was trained.
+
+In a conversation, /why shows the candidates of the last answer, /reset forgets the conversation, /lang pt changes the
+language, /quit ends. `prompt=… --json` answers one message for a script, `input=… output=…` a file.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from aira.chat.load import load
+from aira.commandline import fail
+from aira.config import CONF, compose_config, plain
+from aira.errors import AiraError
+from aira.files import check_exists
+
+
+def main() -> None:
+    """Compose conf/chat.yaml with the command line, and chat."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
+    if {"-h", "--help"} & set(arguments):
+        print(f"{__doc__}\n{(CONF / 'chat.yaml').read_text(encoding='utf-8')}")
+        return
+    try:
+        asked = [text for text in arguments if text.startswith("prompt=")]
+        values = plain(compose_config("chat", [text for text in arguments if text not in asked]))
+        if asked:  # as it stands, since a message may have any of the characters that Hydra reads
+            values["prompt"] = asked[-1].removeprefix("prompt=")
+        _check(values)
+        rows = list(_rows(Path(values["input"]))) if values["input"] else []
+        chat = load(values)
+        if values["prompt"] is not None:
+            reply = chat.reply(values["prompt"], seed=values["seed"])
+            print(json.dumps(asdict(reply), ensure_ascii=False) if "--json" in sys.argv else reply.text)
+        elif values["input"]:
+            answer_file(chat, rows, Path(values["output"]), values["seed"])
+        else:
+            talk(chat, values)
+    except AiraError as error:
+        fail(error, debug="debug=true" in arguments)
+    except KeyboardInterrupt:
+        print()
+
+
+def _check(values: dict[str, Any]) -> None:
+    if bool(values["input"]) != bool(values["output"]):
+        raise AiraError("input= and output= belong together: a file to read, and one to write.")
+    if values["input"] and values["prompt"] is not None:
+        raise AiraError("prompt= answers one message and input= a file: give one of them.")
+    if "--json" in sys.argv and values["prompt"] is None:
+        raise AiraError('--json is for one message: prompt="…" --json. A file is answered as JSON Lines by itself.')
+
+
+def _rows(file: Path) -> Iterator[list[dict[str, str]]]:
+    """The conversations of a file, each ending with the user's turn."""
+    check_exists("input", str(file))
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+            fine = messages[-1]["role"] == "user" and all(one["content"].strip() for one in messages)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+            fine = False
+        if not fine:
+            raise AiraError(
+                f'{file}, row {number}: a row is {{"prompt": "…"}} or {{"messages": [{{"role": "user", '
+                f'"content": "…"}}]}}, with the user\'s turn last and no empty text.'
+            )
+        yield messages
+
+
+def answer_file(chat: Any, rows: list[list[dict[str, str]]], output: Path, seed: int) -> None:
+    """Answer conversations into a JSON Lines file, a row each; rows that are there are not answered again.
+
+    Raises:
+        AiraError: the file holds answers to other conversations.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lines = output.read_text(encoding="utf-8").split("\n")[:-1] if output.exists() else []  # a last part was cut off
+    for number, (line, messages) in enumerate(zip(lines, rows), start=1):
+        if json.loads(line)["messages"] != messages:
+            raise AiraError(f"{output}, row {number}: it answers another conversation. Name another output=.")
+    with output.open("a", encoding="utf-8") as file:
+        file.truncate(sum(len(line.encode()) + 1 for line in lines))
+        for i in tqdm(range(len(lines), len(rows)), initial=len(lines), total=len(rows), desc="Answers"):
+            *history, last = rows[i]
+            try:
+                reply = chat.reply(last["content"], history, seed=seed + i)
+            except AiraError as error:
+                raise AiraError(f"Row {i + 1}: {error}") from error
+            file.write(json.dumps({"messages": rows[i], **asdict(reply)}, ensure_ascii=False) + "\n")
+            file.flush()
+
+
+def talk(chat: Any, values: dict[str, Any]) -> None:
+    """A conversation in the terminal."""
+    history: list[dict[str, str]] = []
+    reply, turn = None, 0
+    print("/why /reset /lang en|pt /quit", file=sys.stderr)
+    while True:
+        try:
+            said = input("> ").strip()
+        except EOFError:
+            return
+        command, _, argument = said.partition(" ")
+        if command == "/quit":
+            return
+        if command == "/reset":
+            history, turn = [], 0
+        elif command == "/why":
+            print(table(reply.candidates) if reply else "Nothing was answered yet.")
+        elif command == "/lang":
+            try:
+                chosen = [text for text in sys.argv[1:] if not text.startswith(("language=", "--"))]
+                values = plain(compose_config("chat", [*chosen, f"language={argument}"]))
+                chat, history, turn = load(values), [], 0
+            except AiraError as error:
+                print(f"Error: {error}", file=sys.stderr)
+        elif said:
+            try:
+                reply = chat.reply(said, history, seed=values["seed"] + turn)
+            except AiraError as error:
+                print(f"Error: {error}", file=sys.stderr)
+                continue
+            shown = ""
+            for part in reply.stream():
+                print(part[len(shown) :], end="", flush=True)
+                shown = part
+            print()
+            if reply.forgotten:
+                print(f"({reply.forgotten} earlier messages did not fit, and were not read.)", file=sys.stderr)
+            history += [{"role": "user", "content": said}, {"role": "assistant", "content": reply.text}]
+            turn += 1
+
+
+def table(candidates: list[Any]) -> str:
+    """The candidates, with what became of them."""
+    lines = [f"{'':10}  {'reward':>8}  {'harmless':>8}  answer"]
+    for one in candidates:
+        reward = "–" if one.reward is None else f"{one.reward:.3f}"
+        harmless = "–" if one.harmless is None else f"{one.harmless:.3f}"
+        lines.append(f"{one.fate:10}  {reward:>8}  {harmless:>8}  {' '.join(one.text.split())[:200]}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""`python -m aira.chat`: one message, a file, a conversation."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from aira.chat.__main__ import main
+from tests.end_to_end.command import ENVIRONMENT, ROOT
+
+SHORT = ["max_new_tokens=8", "temperature=1.0"]
+
+
+def command(monkeypatch, *arguments, typed=""):
+    monkeypatch.setattr(sys, "argv", ["chat", *arguments])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    main()
+
+
+def test_one_message(exports):
+    """The real command: JSON alone on stdout, and the newest run of each role."""
+    arguments = [f"output_dir={exports.parent}", "prompt=Who, (really) are {you} = '?", "--json", *SHORT, "seed=3"]
+    done = subprocess.run(
+        [sys.executable, "-m", "aira.chat", *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    reply = json.loads(done.stdout)
+    assert len(reply["candidates"]) == 2 and all(-1e3 < one["reward"] < 1e3 for one in reply["candidates"])
+    assert all(f"{role}: {exports}/" in done.stderr for role in ("chat_model", "reward_model", "toxicity_model"))
+
+
+def test_a_file(exports, tmp_path, monkeypatch):
+    """Catches rows that are answered twice, lost, or differently after a kill."""
+    rows = [{"prompt": f"What is {i} + {i}?"} for i in range(4)]
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rows.append({"messages": [*talk, {"role": "user", "content": "Who are you?"}]})
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [f"output_dir={exports.parent}", f"input={tmp_path}/in.jsonl", f"output={tmp_path}/out.jsonl", *SHORT]
+    command(monkeypatch, *given)
+    whole = (tmp_path / "out.jsonl").read_text()
+    assert [json.loads(line)["messages"][-1]["content"] for line in whole.splitlines()][4] == "Who are you?"
+    (tmp_path / "out.jsonl").write_text(whole[: len(whole) // 2])  # killed within a row
+    command(monkeypatch, *given)
+    assert (tmp_path / "out.jsonl").read_text() == whole
+    (tmp_path / "in.jsonl").write_text('{"prompt": "Another?"}\n')
+    with pytest.raises(SystemExit):
+        command(monkeypatch, *given)
+
+
+def test_a_conversation(exports, monkeypatch, capsys):
+    """Catches a history that is not read, and commands that are taken for messages."""
+    typed = "/why\nWho are you?\n/why\nAnd then?\n/reset\nWho are you?\n/lang xx\n/quit\nnever\n"
+    command(monkeypatch, f"output_dir={exports.parent}", "toxicity_model=none", *SHORT, typed=typed)
+    out, err = capsys.readouterr()
+    nothing, first, why, second, third = [text.lstrip("> ") for text in out.split("\n> ")[:5]]
+    assert nothing == "Nothing was answered yet." and first == third != second
+    assert sorted(line.split()[0] for line in why.splitlines()) == ["chosen", "outscored", "reward"]
+    assert "there is no such language" in err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["chat_modle=x"], "Did you mean 'chat_model'?"),
+        (["chat_model=./missing"], "there is no such file or folder"),
+        (["output_dir={missing}"], "Train one (python train.py language=en)"),
+        (["language=pt"], "has a chat model in language=pt"),
+        (["input=x.jsonl"], "belong together"),
+        (["--json"], "is for one message"),
+        (["prompt=", "reward_model=none"], "is empty"),
+        (["input={bad}", "output=out.jsonl"], "row 2"),
+        (["n=0"], "at least 1"),
+        (["guard.reads=all"], "valid are answer, exchange"),
+    ],
+)
+def test_errors(exports, tmp_path, monkeypatch, capsys, arguments, message):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "Hi"}\n{"question": "Hi"}\n')
+    places = {"missing": tmp_path / "none", "bad": tmp_path / "bad.jsonl"}
+    given = [f"output_dir={exports.parent}"] * ("output_dir" not in arguments[0])
+    given += [text.format(**places) for text in arguments]
+    with pytest.raises(SystemExit) as ended:
+        command(monkeypatch, *given)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
