@@ -1,0 +1,151 @@
+"""`python -m aira.data.rejection_sampling output=<folder>`: training data from a model's own best and worst answers.
+
+n answers are sampled to each prompt and scored by a reward model. `best/train.parquet` has the best ones (instruction
+data), `pairs/train.parquet` the best and the worst (preference data), for data.path=<folder>/best or /pairs. What is
+sampled is kept part by part, so the same command goes on after a stop, and torchrun's processes share the parts.
+"""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from aira.commandline import fail
+from aira.config import CONF, compose_config, plain
+from aira.data.sources import read
+from aira.errors import AiraError
+from aira.files import without_home
+
+FREE = ("output", "output_dir", "cache_dir", "device", "tokens_per_row", "debug", "min_margin")
+"""Keys on which the answers do not depend."""
+
+
+def main() -> None:
+    """Compose conf/rejection_sampling.yaml with the command line, sample, and write what it is worth."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"{__doc__}\n{(CONF / 'rejection_sampling.yaml').read_text(encoding='utf-8')}")
+        return
+    try:
+        values = plain(compose_config("rejection_sampling", sys.argv[1:]))
+        if values["reward_model"] == "none":
+            raise AiraError("reward_model=none: answers are chosen by their reward. Name a reward model, or last.")
+        prompts = _prompts(values)
+        from aira.chat.load import load  # torch is imported only once the configuration is known to be right
+
+        sample(load(values), prompts, values)
+    except AiraError as error:
+        fail(error, debug="debug=true" in sys.argv)
+
+
+def _prompts(values: dict[str, Any]) -> list[str]:
+    """The different prompts, in their order."""
+    rows = read(values["prompts"], cache_dir=values["cache_dir"]).split(values["split"])
+    if values["column"] not in rows.column_names:
+        raise AiraError(
+            f"column={values['column']}: {values['prompts']} has the columns {', '.join(rows.column_names)}."
+        )
+    found = dict.fromkeys(text for text in rows[values["column"]] if isinstance(text, str) and text.strip())
+    if not found:
+        raise AiraError(f"{values['prompts']}: no text stands in the column {values['column']}.")
+    return list(found)[: values["max_prompts"]]
+
+
+def sample(chat: Any, prompts: list[str], values: dict[str, Any]) -> None:
+    """Answer and score the prompts part by part, and write the tables once all parts are there.
+
+    Args:
+        chat: an `aira.chat.pipeline.Chat` with a reward model.
+        prompts: what is asked; one that is longer than the model's context is left out, and told.
+        values: of conf/rejection_sampling.yaml.
+
+    Raises:
+        AiraError: the folder holds the parts of another sampling.
+    """
+    from aira.models.generation import fits
+
+    output, rank, processes = Path(values["output"]), *(int(os.environ.get(k, d)) for k, d in WORLD)
+    asked = [text for text in map(chat.clean, prompts) if fits(chat.model, chat.tokenizer, text)]
+    if len(asked) < len(prompts) and rank == 0:
+        print(f"{len(prompts) - len(asked)} of {len(prompts)} prompts are longer than the model's context.")
+    settings = {key: value for key, value in values.items() if key not in FREE} | {"prompts_asked": len(asked)}
+    _same_settings(output, json.loads(without_home(json.dumps({**settings, "models": chat.paths}))))
+    size = values["prompts_per_part"]
+    parts = [output / "parts" / f"{start // size:06}.jsonl" for start in range(0, len(asked), size)]
+    for i in tqdm(range(rank, len(parts), processes), desc="Parts", disable=rank > 0):
+        if parts[i].exists():
+            continue
+        some = asked[i * size : (i + 1) * size]
+        found = chat.candidates([[{"role": "user", "content": text}] for text in some], seed=values["seed"] + i)
+        for several in found:
+            chat.choose(several)
+        rows = [{"prompt": text, "candidates": [asdict(c) for c in several]} for text, several in zip(some, found)]
+        _write(parts[i], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    if all(part.exists() for part in parts):  # whoever is last; two at once would write the same
+        rows = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
+        _tables(rows, output, values["min_margin"])
+
+
+WORLD = (("RANK", "0"), ("WORLD_SIZE", "1"))
+"""What torchrun says of a process, and what holds without it."""
+
+
+def _same_settings(output: Path, settings: dict[str, Any]) -> None:
+    file = output / "settings.json"
+    if file.exists():
+        there = json.loads(file.read_text(encoding="utf-8"))
+        differing = [
+            f"{key}={there.get(key)} there, {value} here" for key, value in settings.items() if there.get(key) != value
+        ]
+        if differing:
+            raise AiraError(
+                f"output={output} holds answers of another sampling ({'; '.join(differing)}). Name another folder."
+            )
+    else:
+        _write(file, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write a file so that it is there as a whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(file)
+
+
+def _tables(rows: list[dict[str, Any]], output: Path, min_margin: float) -> None:
+    """The best answers, and pairs of the best and the worst, with their scores."""
+    best, pairs = [], []
+    for row in rows:
+        told = [one for one in row["candidates"] if one["text"]]
+        chosen = next((one for one in told if one["fate"] == "chosen"), None)
+        if chosen is None:
+            continue
+        scores = {"reward": chosen["reward"], "harmless": chosen["harmless"]}
+        best.append({"prompt": row["prompt"], "completion": chosen["text"], **scores})
+        worst = min(told, key=lambda one: one["reward"])
+        if chosen["reward"] - worst["reward"] > min_margin:
+            pair = {"prompt": row["prompt"], "chosen": chosen["text"], "rejected": worst["text"]}
+            pairs.append({**pair, "chosen_reward": chosen["reward"], "rejected_reward": worst["reward"]})
+    provenance = {b"aira": (output / "settings.json").read_bytes()}
+    for name, table in (("best", best), ("pairs", pairs)):
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(table).replace_schema_metadata(provenance), sink)
+        _write(output / name / "train.parquet", sink.getvalue().to_pybytes())
+    answers = [one["reward"] for row in rows for one in row["candidates"]]
+    mean = sum(answers) / len(answers)
+    mean_best = sum(row["reward"] for row in best) / max(1, len(best))
+    print(
+        f"{len(rows)} prompts, {len(answers)} answers of mean reward {mean:.3f}; {len(best)} best ones of mean "
+        f"{mean_best:.3f} in {output / 'best'}; {len(pairs)} pairs in {output / 'pairs'}\n"
+        f"Next: python train.py method=dpo data.path={output / 'pairs'} model.path=<the chat model>"
+    )
+
+
+if __name__ == "__main__":
+    main()
