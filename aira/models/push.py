@@ -1,0 +1,73 @@
+"""`python -m aira.models.push run=outputs/<date>/<run> repo=<user>/<name>`: an export to the hub, once it was shown.
+
+The card is written anew before, with what evaluate.py found since. Nothing is sent without `push=true`.
+"""
+
+import re
+import sys
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+from aira.commandline import fail
+from aira.config import CONF, compose_config, plain
+from aira.errors import AiraError
+from aira.files import run_of_export
+
+
+def main() -> None:
+    """Compose conf/push.yaml with the command line, show what would go, and send it where that is asked for."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"{__doc__}\n{(CONF / 'push.yaml').read_text(encoding='utf-8')}")
+        return
+    try:
+        values = plain(compose_config("push", sys.argv[1:]))
+        push(values["run"], values["repo"], private=values["private"], send=values["push"])
+    except AiraError as error:
+        fail(error)
+
+
+def push(run: str, repo: str, *, private: bool, send: bool) -> None:
+    """Show the files and the card of a run's export, and send them.
+
+    Args:
+        run: a run's folder, or its export.
+        repo: `<user or organisation>/<name>` on the hub; made where it does not exist.
+        private: whether a repository that is made is private.
+        send: whether anything is sent.
+
+    Raises:
+        AiraError: no such run, no name of a repository, there is no login, or the hub refuses.
+    """
+    folder = run_of_export(run)
+    if folder is None:
+        raise AiraError(f"run={run}: this is no folder of a run with an export. Name one: run=outputs/<date>/<run>.")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo):
+        raise AiraError(f"repo={repo}: a repository's name is <user or organisation>/<name>.")
+    from aira.models.export import model_card
+    from aira.reports.runs import read_run
+
+    made, export = read_run(folder), folder / "export"
+    card = model_card(made.values, made.metrics, made.environment, made.evaluations)
+    (export / "README.md").write_text(card, encoding="utf-8")
+    files = sorted(file for file in export.rglob("*") if file.is_file())
+    print(
+        f"{ModelCard(card).content}\n\nTo https://huggingface.co/{repo}" + (", private if it is new:" * private or ":")
+    )
+    for file in files:
+        print(f"  {file.relative_to(export)!s:32} {file.stat().st_size / 1e6:10.2f} MB")
+    if not send:
+        print("Nothing was sent. push=true sends it.")
+        return
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        print(f"Sent: {api.upload_folder(repo_id=repo, folder_path=export, commit_message=f'{made.name}, by Aira')}")
+    except (LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        reason: Any = str(error).strip().splitlines() or [type(error).__name__]
+        raise AiraError(f"The hub did not take it: {reason[0]} (`hf auth login` logs in.)") from error
+
+
+if __name__ == "__main__":
+    main()
