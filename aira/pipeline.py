@@ -1,0 +1,180 @@
+"""`python -m aira.pipeline`: fine-tuning, scorers, rejection sampling, DPO, evaluation and report in one command.
+
+A stage is one of Aira's commands in a process of its own, with a folder of its own. One whose result is there for the
+same overrides and the same results of the stages before it is not run again; a training run goes on where it stopped.
+What stands behind ` -- ` is for every training run: python -m aira.pipeline pipeline=sample -- trainer=gpu logger=wandb
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aira.commandline import fail, stopped
+from aira.config import CONF, compose_config, plain
+from aira.errors import AiraError, Stopped, nearest
+from aira.trials import run_process, run_trial
+
+COMMANDS = {
+    "train": [str(CONF.parent / "train.py")],
+    "evaluate": [str(CONF.parent / "evaluate.py")],
+    "rejection_sampling": ["-m", "aira.data.rejection_sampling"],
+    "reports": ["-m", "aira.reports"],
+}
+"""The commands that a stage can be, and what Python runs for each. Their configurations have the same names."""
+
+
+@dataclass
+class Stage:
+    """One command, ready to run."""
+
+    name: str
+    command: str
+    overrides: list[str]
+    folder: Path
+    key: str  # changes with the overrides, and with those of the stages whose results it reads
+    minutes: float | None  # on two cores, where it was measured
+
+    @property
+    def marker(self) -> Path:
+        """The file that says that the stage is done, and which one it was."""
+        return self.folder.with_name(f"{self.folder.name}.json")
+
+    @property
+    def done(self) -> bool:
+        """Whether its result is there."""
+        return self.marker.exists() and json.loads(self.marker.read_text(encoding="utf-8"))["key"] == self.key
+
+
+def main() -> None:
+    """Compose conf/pipeline.yaml with the command line, and run what is missing."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"{__doc__}\n{(CONF / 'pipeline.yaml').read_text(encoding='utf-8')}")
+        return
+    try:
+        cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+        values = plain(compose_config("pipeline", sys.argv[1:cut]))
+        chain = stages(values, sys.argv[cut + 1 :])
+        show(chain, Path(values["output"]))
+        if not values["dry_run"]:
+            for stage in chain:
+                run(stage)
+            print(f"\nDone: {chain[-1].folder}/")
+    except AiraError as error:
+        fail(error, debug="debug=true" in sys.argv)
+    except Stopped as error:
+        stopped(error)
+
+
+def stages(values: dict[str, Any], shared: Sequence[str] = ()) -> list[Stage]:
+    """The stages of a configuration, each override checked.
+
+    Args:
+        values: of conf/pipeline.yaml.
+        shared: overrides of every training run.
+
+    Raises:
+        AiraError: a stage is skipped that does not exist, or an override of one is wrong.
+    """
+    given, output = values["pipeline"]["stages"], Path(values["output"]).resolve()
+    for name in values["skip"]:
+        if name not in given:
+            raise AiraError(f"skip: there is no stage {name}. {nearest(name, given)}")
+    found: dict[str, Stage] = {}
+    for name, settings in given.items():
+        if name in values["skip"]:
+            continue
+        if settings["command"] not in COMMANDS:
+            raise AiraError(
+                f"{name}: there is no command {settings['command']}. {nearest(settings['command'], COMMANDS)}"
+            )
+        overrides = list(settings["overrides"])
+        if "models" in settings:
+            models = ",".join(f"{{{model}}}" for model in settings["models"] if model in found)
+            overrides.append(f"models=[{models}]")
+        # what would be taken from a skipped stage is left out
+        overrides = [text for text in overrides if not set(re.findall(r"{(\w+)}", text)) & set(values["skip"])]
+        if settings["command"] != "reports" and not any(text.startswith("experiment=") for text in overrides):
+            overrides.append(f"language={values['language']['code']}")
+        overrides += shared if settings["command"] == "train" else []
+        needed = sorted({before for text in overrides for before in re.findall(r"{(\w+)}", text)} - {"output"})
+        needed = needed or list(found) * (settings["command"] == "reports")
+        told = json.dumps([settings["command"], overrides, [found[before].key for before in needed]])
+        places = {"output": str(output), **{before: str(stage.folder) for before, stage in found.items()}}
+        stage = Stage(
+            name,
+            settings["command"],
+            [text.format(**places) for text in overrides],
+            output / name,
+            hashlib.sha256(told.encode()).hexdigest(),
+            settings["minutes"],
+        )
+        compose_config(
+            stage.command, stage.overrides + [f"output={stage.folder}"] * (stage.command not in ("train", "evaluate"))
+        )
+        found[name] = stage
+    return list(found.values())
+
+
+def show(chain: list[Stage], output: Path) -> None:
+    """The plan: each stage, whether it is there, and what the rest is expected to take."""
+    for stage in chain:
+        minutes = "" if stage.minutes is None else f"about {stage.minutes:g} min"
+        print(f"{stage.name:20} {'done' if stage.done else minutes or 'time not known':16} {' '.join(stage.overrides)}")
+    left = [stage for stage in chain if not stage.done]
+    known = [stage.minutes for stage in left if stage.minutes is not None]
+    existing = next(folder for folder in [output.resolve(), *output.resolve().parents] if folder.exists())
+    used = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    print(
+        f"{len(left)} of {len(chain)} stages are left"
+        + (f", about {sum(known):.0f} min on two cores" if known and len(known) == len(left) else "")
+        + f"; {output} holds {used / 1e9:.2f} GB, and {shutil.disk_usage(existing).free / 1e9:.0f} GB are free.\n"
+        "A training run takes 40 bytes a parameter for its checkpoints and its export."
+    )
+
+
+def run(stage: Stage) -> None:
+    """Run a stage whose result is not there; what is there of another one is moved aside.
+
+    Raises:
+        AiraError: it failed.
+    """
+    if stage.done:
+        return
+    started, begun = time.time(), stage.folder / "stage.json"
+    told = json.dumps({"key": stage.key, "overrides": stage.overrides}, indent=2)
+    if stage.folder.exists() and not (
+        begun.exists() and json.loads(begun.read_text(encoding="utf-8"))["key"] == stage.key
+    ):
+        number = next(n for n in range(1, 10**6) if not stage.folder.with_name(f"{stage.name}-old-{n}").exists())
+        stage.folder.rename(stage.folder.with_name(f"{stage.name}-old-{number}"))
+    stage.marker.unlink(missing_ok=True)
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    begun.write_text(told, encoding="utf-8")
+    print(f"\n== {stage.name}", flush=True)
+    if stage.command == "train":
+        fine = run_trial(stage.overrides, stage.folder, str(Path.cwd()), "seconds") is not None
+    else:
+        where = {
+            "evaluate": f"hydra.run.dir='{stage.folder}'",
+            "rejection_sampling": f"output={stage.folder}",
+            "reports": f"output={stage.folder}/report.html",
+        }
+        command = [sys.executable, *COMMANDS[stage.command], *stage.overrides, where[stage.command]]
+        fine = run_process(command, str(Path.cwd())) == 0
+    if not fine:
+        raise AiraError(f"The stage {stage.name} failed; the reason stands above. The same command goes on from there.")
+    told = json.dumps(
+        {"key": stage.key, "overrides": stage.overrides, "seconds": round(time.time() - started, 1)}, indent=2
+    )
+    stage.marker.write_text(told + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

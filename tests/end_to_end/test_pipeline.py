@@ -1,0 +1,90 @@
+"""The pipeline: what it plans, and that a stop loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from aira.config import compose_config, plain
+from aira.errors import AiraError
+from aira.pipeline import stages
+from tests.end_to_end.command import ENVIRONMENT, ROOT
+
+
+def planned(tmp_path, *overrides, shared=()):
+    values = plain(compose_config("pipeline", [f"output={tmp_path}/p", *overrides]))
+    return {stage.name: stage for stage in stages(values, shared)}
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+@pytest.mark.parametrize("pipeline", ["sample", "aira-2-124m"])
+def test_every_pipeline_composes(tmp_path, pipeline, language):
+    """Catches an override that a stage's command does not have; a skipped stage leaves the others their defaults."""
+    chain = planned(tmp_path, f"pipeline={pipeline}", f"language={language}")
+    given = f"{tmp_path}/p"
+    assert f"data.path={given}/rejection_sampling/pairs" in chain["dpo"].overrides
+    assert f"model.path={given}/sft" in chain["dpo"].overrides
+    chain = planned(tmp_path, f"pipeline={pipeline}", f"language={language}", "skip=[rejection_sampling,toxicity]")
+    assert not any("data.path" in text for text in chain["dpo"].overrides)
+    evaluated = [text for stage in chain.values() for text in stage.overrides if text.startswith("models=")]
+    assert evaluated and not any("toxicity" in text for text in evaluated)
+
+
+def test_what_is_run_again(tmp_path):
+    """Catches a result that is taken for that of other inputs."""
+    before, after = (
+        planned(tmp_path),
+        planned(tmp_path, "pipeline.stages.reward.overrides=['model=opt-tiny','method=reward']"),
+    )
+    changed = {name for name in before if before[name].key != after[name].key}
+    assert changed == {"reward", "rejection_sampling", "dpo", "evaluation", "report"}
+
+
+@pytest.mark.parametrize(
+    "overrides, shared, message",
+    [
+        (["skip=[dpoo]"], [], "Did you mean 'dpo'?"),
+        (["pipeline=smple"], [], "Did you mean 'sample'?"),
+        ([], ["trainer.max_stps=1"], "Did you mean 'trainer.max_steps'?"),
+        (["pipeline.stages.sft.command=trian"], [], "there is no command trian"),
+    ],
+)
+def test_errors(tmp_path, overrides, shared, message):
+    """All stages are checked before the first is run."""
+    with pytest.raises(AiraError, match=message.replace("?", r"\?")):
+        planned(tmp_path, *overrides, shared=shared)
+
+
+@pytest.mark.slow
+def test_killed_and_gone_on_with(tmp_path):
+    """The whole chain, killed in its third stage: what was done is not done again, and the report has all of it."""
+    small = ["trainer.max_steps=20", "data.max_examples=64", "trainer.enable_progress_bar=false"]
+    command = [sys.executable, "-m", "aira.pipeline", "output=p", "--", *small]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    first = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    folder, limit = tmp_path / "p", time.time() + 600
+    while not (folder / "toxicity/checkpoints").exists():
+        assert first.poll() is None and time.time() < limit
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    done = {name: (folder / f"{name}.json").stat().st_mtime for name in ("sft", "reward")}
+    assert not (folder / "toxicity.json").exists()
+
+    def again():
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+
+    second = again()
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert done == {name: (folder / f"{name}.json").stat().st_mtime for name in done}
+    assert not list(folder.glob("*-old-*"))
+    page, table = (folder / "report/report.html").read_text(), (folder / "evaluation/table.md").read_text()
+    assert all(name in page and name in table for name in ("sft", "dpo", "reward", "toxicity"))
+    pairs = json.loads((folder / "dpo/stage.json").read_text())["overrides"]
+    assert f"data.path={folder}/rejection_sampling/pairs" in pairs
+    third = again()
+    assert third.returncode == 0 and "==" not in third.stdout and "0 of 7 stages are left" in third.stdout
