@@ -20,6 +20,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 
 # Where there is no NVIDIA GPU, uv finds the CPU build of torch; where that cannot be reached, pip takes what it finds.
 $(VENV)/.train: pyproject.toml

@@ -1,6 +1,6 @@
 """How good reward and toxicity models get on real data, beside simple baselines on the same held-out rows.
 
-    python benchmarks/quality.py reward [--epochs 1] [--rows N] [--model smollm2-135m]
+    python benchmarks/quality.py reward [--epochs 1] [--rows N] [--subsets helpful]
     python benchmarks/quality.py toxicity
 
 - ``reward``: HH-RLHF's harmless and helpful pairs; a fifth of the prompts is held out before anything is trained.
@@ -68,7 +68,7 @@ def reward(arguments: argparse.Namespace, folder: str) -> None:
     halves: dict[str, list[tuple[str, Example, str]]] = {"train": [], "test": []}
     held: dict[int, bool] = {}
     draw = np.random.default_rng(0)
-    for subset in ("harmless", "helpful"):
+    for subset in arguments.subsets:
         for line in (DATA / f"hh_rlhf_{subset}_base_test.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             try:
@@ -96,7 +96,7 @@ def reward(arguments: argparse.Namespace, folder: str) -> None:
     right |= pair_baselines(responses["train"], responses["test"])
     groups = np.array([prompt_key(example) for _, example, _ in halves["test"]])
     subsets = np.array([subset for _, _, subset in halves["test"]])
-    for subset in (None, "harmless", "helpful"):
+    for subset in (*([None] if len(arguments.subsets) > 1 else []), *arguments.subsets):
         chosen = subsets == subset if subset else np.full(len(subsets), True)
         title = f"{subset or 'all'}, {chosen.sum()} pairs"
         table(title, {name: values[chosen] for name, values in right.items()}, groups[chosen], {})
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rows", type=int, help="train on this many rows only")
+    parser.add_argument("--subsets", nargs="+", default=["harmless", "helpful"], help="of the reward model's pairs")
     parser.add_argument("options", nargs="*", help="further options of train.py")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

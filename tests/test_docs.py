@@ -1,0 +1,58 @@
+"""Every command of the README and the docs composes: no key, group or option in them is gone."""
+
+import os
+import re
+import shlex
+
+import pytest
+
+from aira.config import CONF, compose_config, parse_override
+
+ROOT = CONF.parent
+FILES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+CONFIGS = {
+    "train.py": "train",
+    "evaluate.py": "evaluate",
+    "aira.chat": "chat",
+    "aira.chat.demo": "chat",
+    "aira.pipeline": "pipeline",
+    "aira.reports": "reports",
+    "aira.models.push": "push",
+    "aira.data.rejection_sampling": "rejection_sampling",
+}
+OPTIONS = ("--help", "--json", "--cfg", "job", "hydra", "-m")
+
+
+def commands():
+    """Every line of a bash block that runs one of Aira's commands, once."""
+    seen = set()
+    for file in FILES:
+        for block in re.findall(r"```bash\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                for part in line.split(" && "):
+                    part = part.split(" #")[0].strip()
+                    if re.search(r"(train|evaluate)\.py|-m aira\.", part) and part not in seen:
+                        seen.add(part)
+                        yield pytest.param(part, id=f"{file.name}: {part.strip()}")
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_documented_command_composes(command, monkeypatch):
+    """Catches a documented key that was renamed; what the command does is tested where it is implemented."""
+    monkeypatch.setenv("AIRA_DATA", "data")
+    words = shlex.split(os.path.expandvars(command), comments=True)
+    name = next(word for word in words if word in CONFIGS)
+    given = [re.sub(r"<[^>]*>|…", "x", word) for word in words[words.index(name) + 1 :] if word not in OPTIONS]
+    own, shared = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
+    for config, overrides in ((CONFIGS[name], own), ("train", shared)):
+        if "hydra/launcher" in " ".join(overrides) or (config == "push" and not overrides):
+            continue
+        first = [  # of a multirun
+            override.split(",")[0] if parse_override(override).is_sweep_override() else override
+            for override in overrides
+        ]
+        compose_config(config, first)
+
+
+def test_there_are_commands():
+    assert len(list(commands())) > 40
