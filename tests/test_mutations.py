@@ -1,0 +1,153 @@
+"""The lines that must not be wrong: each is broken in a copy of the tree, and a test that names it has to turn red.
+
+`python tests/test_mutations.py` writes the table of docs/testing.md from the list below.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("aira", "conf", "tests", "train.py", "evaluate.py", "pyproject.toml")
+
+
+class Mutation(NamedTuple):
+    bug: str
+    file: str
+    line: str  # stands once in the file
+    broken: str
+    test: str
+
+
+MUTATIONS = (
+    Mutation(
+        "a sign in a loss",
+        "aira/methods/preference.py",
+        "return -(1 - label_smoothing) * logsigmoid(difference)",
+        "return -(1 - label_smoothing) * logsigmoid(-difference)",
+        "tests/methods/test_preference.py",
+    ),
+    Mutation(
+        "positions that are off by one",
+        "aira/data/trees.py",
+        "positions.append(torch.arange(shared, shared + length))",
+        "positions.append(torch.arange(shared + 1, shared + length + 1))",
+        "tests/models/test_packed.py",
+    ),
+    Mutation(
+        "a branch that does not see its prefix",
+        "aira/data/trees.py",
+        "(owner[:, None] == owner[None, :]) | (owner[None, :] == 0)",
+        "owner[:, None] == owner[None, :]",
+        "tests/models/test_packed.py",
+    ),
+    Mutation(
+        "a score that is read before the end token",
+        "aira/data/trees.py",
+        "end.append(int(place[-1]))",
+        "end.append(int(place[-2]))",
+        "tests/models/test_scorers.py",
+    ),
+    Mutation(
+        "a loss that is averaged by rows",
+        "aira/methods/base.py",
+        "scale = self.trainer.world_size / count",
+        "scale = self.trainer.world_size / len(batch.rows)",
+        "tests/methods/test_step.py::test_the_row_budget_changes_nothing",
+    ),
+    Mutation(
+        "a plan that goes on at another step",
+        "aira/data/plan.py",
+        "at = (number - first) * self.batch_size",
+        "at = (number - max(first, self.start)) * self.batch_size",
+        "tests/data/test_plan.py",
+    ),
+    Mutation(
+        "classes that change places in the loss",
+        "aira/methods/toxicity.py",
+        "harmless = (labels == HARMLESS)",
+        "harmless = (labels == TOXIC)",
+        "tests/methods/test_toxicity.py",
+    ),
+    Mutation(
+        "a label that is read as the other one",
+        "aira/data/schemas.py",
+        '("0", "false", "harmless", "non-toxic", "not-toxic", "non-hateful"), HARMLESS',
+        '("0", "false", "harmless", "non-toxic", "not-toxic", "non-hateful"), TOXIC',
+        "tests/data/test_pairs_and_labels.py",
+    ),
+    Mutation(
+        "a reference that is taken for another model's",
+        "aira/methods/reference.py",
+        'f"{content(model)} {trainer.precision}',
+        'f"{trainer.precision}',
+        "tests/methods/test_dpo.py::test_the_reference_is_computed_once",
+    ),
+    Mutation(
+        "a guard that drops what is harmless",
+        "aira/chat/pipeline.py",
+        "one.harmless < limit",
+        "one.harmless > limit",
+        "tests/chat/test_pipeline.py",
+    ),
+    Mutation(
+        "a metric that is averaged over ranks and not added up",
+        "aira/methods/base.py",
+        'reduce(values, reduce_op="sum")',
+        'reduce(values, reduce_op="mean")',
+        "tests/end_to_end/test_processes.py::test_processes_make_no_difference",
+    ),
+    Mutation(
+        "an export of another type",
+        "aira/models/export.py",
+        "    model.save_pretrained(folder)",
+        "    model.bfloat16().save_pretrained(folder)",
+        "tests/models/test_scorers.py",
+    ),
+    Mutation(
+        "truncation on the side that the harness does not cut",
+        "aira/evaluation/harness.py",
+        "[-(self.max_length + 1) :]",
+        "[: self.max_length + 1]",
+        "tests/evaluation/test_harness.py",
+    ),
+)
+
+
+def table() -> str:
+    rows = [f"| {m.bug} | `{m.file}` | `{m.line.strip()}` | `{m.broken.strip()}` | `{m.test}` |" for m in MUTATIONS]
+    rows = [row.replace(") | (", ") \\| (") for row in rows]
+    return "\n".join(["| bug | file | line | broken | test |", "|---|---|---|---|---|", *rows])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.bug.replace(" ", "-"))
+def test_a_broken_line_is_noticed(tmp_path, mutation):
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, tmp_path / part)
+    file = tmp_path / mutation.file
+    text = file.read_text(encoding="utf-8")
+    assert text.count(mutation.line) == 1
+    file.write_text(text.replace(mutation.line, mutation.broken), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", mutation.test]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1 and re.search(r"\d+ failed|\d+ error", done.stdout), done.stdout[-2000:]
+    assert str(ROOT / "aira") not in done.stdout  # it was the copy that ran
+
+
+def test_the_table_is_of_this_list():
+    assert table() in (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    page = ROOT / "docs" / "testing.md"
+    before, after = page.read_text(encoding="utf-8").split("| bug |")[0], table()
+    page.write_text(before + after + "\n", encoding="utf-8")
