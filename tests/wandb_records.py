@@ -9,7 +9,7 @@ BLOCK = 32768
 
 
 def records(file, seconds=30):
-    """The records of the `.wandb` file of a finished run, in order; the client writes the last ones in the background."""
+    """The records of the `.wandb` file of a finished run, in order; its end is written in the background."""
     until = time.monotonic() + seconds
     while True:
         found = list(_whole(file))
