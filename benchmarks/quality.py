@@ -1,6 +1,6 @@
 """How good reward and toxicity models get on real data, beside simple baselines on the same held-out rows.
 
-    python benchmarks/quality.py reward [--epochs 1] [--rows N] [--subsets helpful]
+    python benchmarks/quality.py reward [--epochs 1] [--rows N] [--subsets helpful] [--keep <folder>]
     python benchmarks/quality.py toxicity
 
 - ``reward``: HH-RLHF's harmless and helpful pairs; a fifth of the prompts is held out before anything is trained.
@@ -41,7 +41,7 @@ HEAD = "| {} | accuracy | 95 % interval | balanced | F1 | against the best |\n|-
 
 def train(options: Sequence[str], folder: str) -> str:
     """Run train.py, and return the folder of its export."""
-    run = f"{folder}/run"
+    run = str(Path(folder, "run").resolve())
     command = [sys.executable, "train.py", *options, f"hydra.run.dir={run}"]
     print("python", *command[1:-1], flush=True)
     start = time.time()
@@ -158,10 +158,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rows", type=int, help="train on this many rows only")
     parser.add_argument("--subsets", nargs="+", default=["harmless", "helpful"], help="of the reward model's pairs")
+    parser.add_argument("--keep", help="a folder for the run and its training rows; by default they are thrown away")
     parser.add_argument("options", nargs="*", help="further options of train.py")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        {"reward": reward, "toxicity": toxicity}[arguments.what](arguments, folder)
+    if arguments.keep:
+        Path(arguments.keep).mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as passing:
+        {"reward": reward, "toxicity": toxicity}[arguments.what](arguments, arguments.keep or passing)
 
 
 if __name__ == "__main__":
