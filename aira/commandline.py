@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import ValueType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from aira.config import compose_config, flat, notices, parse_override, plain
+from aira.config import compose_config, conf_file, flat, notices, parse_override, plain
 from aira.errors import AiraError, Stopped
 from aira.files import check_exists, check_writable, damage
 from aira.sweeps import examples
@@ -185,6 +185,34 @@ def readable_errors(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], 
             return stopped(error)
 
     return wrapped
+
+
+def command(config_name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """For the main function of a module that is a command of its own, with the settings of conf/<config_name>.yaml.
+
+    `--help` shows the module's docstring and that file; an error that a user can mend is one message.
+    """
+
+    def decorate(run: Callable[[], None]) -> Callable[[], None]:
+        @functools.wraps(run)
+        def wrapped() -> None:
+            try:
+                if {"-h", "--help"} & set(sys.argv[1:]):
+                    told = sys.modules[run.__module__].__doc__
+                    print(f"{told}\n{conf_file(config_name).read_text(encoding='utf-8')}")
+                else:
+                    run()
+            except AiraError as error:
+                fail(error, debug="debug=true" in sys.argv)
+            except Stopped as error:
+                stopped(error)
+            except KeyboardInterrupt:
+                print("\nInterrupted.", file=sys.stderr)
+                sys.exit(130)
+
+        return wrapped
+
+    return decorate
 
 
 def stopped(error: Stopped) -> NoReturn:

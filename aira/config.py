@@ -101,6 +101,20 @@ def build(settings: dict[str, Any], **available: Any) -> Any:
     return partial(**{name: value for name, value in available.items() if name in wanted})
 
 
+def conf_file(name: str) -> Path:
+    """The file conf/<name>.yaml.
+
+    Raises:
+        AiraError: there is no conf/, since the package stands alone.
+    """
+    if not CONF.is_dir():
+        raise AiraError(
+            f"Aira's commands run from a clone, where conf/ stands beside the package; {CONF} does not exist. "
+            "From Python, its parts take plain arguments and need no conf/: aira.chat.pipeline.Chat, for one."
+        )
+    return CONF / f"{name}.yaml"
+
+
 def options(group: str) -> list[str]:
     """The choices of a configuration group, such as `model`."""
     return sorted(file.stem for file in (CONF / group).glob("*.yaml") if not file.stem.startswith("_"))
@@ -125,7 +139,7 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     Raises:
         AiraError: a group, option, key or value is wrong; the message names the nearest valid one.
     """
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf_file(config_name).parent), version_base="1.3"):
         parsed = [parse_override(override) for override in overrides]
         is_group = [override.key_or_group in groups() or "hydra/" in override.key_or_group for override in parsed]
         for override, group in zip(parsed, is_group, strict=True):
@@ -164,7 +178,7 @@ def _check_option(override: Override, config_name: str) -> None:
     group, text = override.key_or_group, override.input_line
     if group.startswith("hydra/"):  # such as hydra/sweeper=optuna: Hydra knows its own
         return
-    primary: Any = OmegaConf.load(CONF / f"{config_name}.yaml")
+    primary: Any = OmegaConf.load(conf_file(config_name))
     own = [str(name).removeprefix("optional ") for entry in primary["defaults"] if entry != "_self_" for name in entry]
     if group not in own:
         has = ", ".join(name for name in own if "/" not in name)

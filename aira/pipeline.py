@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aira.commandline import fail, stopped
+from aira.commandline import command
 from aira.config import CONF, compose_config, plain
-from aira.errors import AiraError, Stopped, nearest
+from aira.errors import AiraError, nearest
 from aira.trials import run_process, run_trial
 
 COMMANDS = {
@@ -52,24 +52,17 @@ class Stage:
         return self.marker.exists() and json.loads(self.marker.read_text(encoding="utf-8"))["key"] == self.key
 
 
+@command("pipeline")
 def main() -> None:
     """Compose conf/pipeline.yaml with the command line, and run what is missing."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(f"{__doc__}\n{(CONF / 'pipeline.yaml').read_text(encoding='utf-8')}")
-        return
-    try:
-        cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-        values = plain(compose_config("pipeline", sys.argv[1:cut]))
-        chain = stages(values, sys.argv[cut + 1 :])
-        show(chain, Path(values["output"]))
-        if not values["dry_run"]:
-            for stage in chain:
-                run(stage)
-            print(f"\nDone: {chain[-1].folder}/")
-    except AiraError as error:
-        fail(error, debug="debug=true" in sys.argv)
-    except Stopped as error:
-        stopped(error)
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    values = plain(compose_config("pipeline", sys.argv[1:cut]))
+    chain = stages(values, sys.argv[cut + 1 :])
+    show(chain, Path(values["output"]))
+    if not values["dry_run"]:
+        for stage in chain:
+            run(stage)
+        print(f"\nDone: {chain[-1].folder}/")
 
 
 def stages(values: dict[str, Any], shared: Sequence[str] = ()) -> list[Stage]:

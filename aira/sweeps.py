@@ -36,7 +36,8 @@ def sweep(cfg: DictConfig) -> float | None:
     settings.pop("spaces")
     folder = Path(hydra.runtime.output_dir)
     search = instantiate(settings, _partial_=True, _convert_="all")  # called apart, so that Hydra wraps no error of it
-    return search(overrides=overrides, folder=folder, cwd=hydra.runtime.cwd)
+    best: float | None = search(overrides=overrides, folder=folder, cwd=hydra.runtime.cwd)
+    return best
 
 
 def parsed(space: Space) -> dict[str, IntervalSweep | ChoiceSweep]:

@@ -14,8 +14,8 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from aira.callbacks.checkpoint import Checkpoints, check_shapes, read_shapes
 from aira.callbacks.emissions import Emissions
@@ -178,7 +178,7 @@ def _data(values: dict[str, Any], tokenizer: Any) -> DataModule:
 
 def _steps(settings: dict[str, Any], data: DataModule) -> int:
     """Optimizer steps of the whole run."""
-    return settings["max_steps"] if settings["max_steps"] > 0 else settings["max_epochs"] * data.steps_per_epoch
+    return int(settings["max_steps"] if settings["max_steps"] > 0 else settings["max_epochs"] * data.steps_per_epoch)
 
 
 def _trainer(
@@ -192,7 +192,7 @@ def _trainer(
     if precision == "auto":
         precision = _precision(settings["accelerator"])
     try:
-        return instantiate(settings, _partial_=True)(
+        trainer: pl.Trainer = instantiate(settings, _partial_=True)(
             precision=precision,
             max_epochs=1,
             max_steps=steps,
@@ -205,6 +205,7 @@ def _trainer(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
+        return trainer
     except MisconfigurationException as error:  # a GPU that is not there, too many devices
         raise AiraError(f"The trainer cannot be set up: {error} (trainer=cpu runs everywhere.)") from error
 

@@ -516,3 +516,10 @@ def test_help_lists_every_option(group):
     """Catches an option that was added and not told of."""
     told = "".join((CONF / file).read_text(encoding="utf-8") for file in ("train.yaml", "evaluate.yaml"))
     assert group == "callbacks" or all(f" {option}" in told for option in options(group))
+
+
+def test_without_a_clone(monkeypatch, tmp_path):
+    """Catches a traceback where the package was installed from a wheel, which has no conf/."""
+    monkeypatch.setattr("aira.config.CONF", tmp_path / "conf")
+    with pytest.raises(AiraError, match="run from a clone"):
+        compose_config("chat", [])

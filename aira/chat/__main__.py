@@ -14,37 +14,30 @@ from typing import Any
 from tqdm import tqdm
 
 from aira.chat.load import load
-from aira.commandline import fail
-from aira.config import CONF, compose_config, plain
+from aira.commandline import command
+from aira.config import compose_config, plain
 from aira.errors import AiraError
 from aira.files import check_exists
 
 
+@command("chat")
 def main() -> None:
     """Compose conf/chat.yaml with the command line, and chat."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
-    if {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\n{(CONF / 'chat.yaml').read_text(encoding='utf-8')}")
-        return
-    try:
-        asked = [text for text in arguments if text.startswith("prompt=")]
-        values = plain(compose_config("chat", [text for text in arguments if text not in asked]))
-        if asked:  # as it stands, since a message may have any of the characters that Hydra reads
-            values["prompt"] = asked[-1].removeprefix("prompt=")
-        _check(values)
-        rows = list(_rows(Path(values["input"]))) if values["input"] else []
-        chat = load(values)
-        if values["prompt"] is not None:
-            reply = chat.reply(values["prompt"], seed=values["seed"])
-            print(json.dumps(asdict(reply), ensure_ascii=False) if "--json" in sys.argv else reply.text)
-        elif values["input"]:
-            answer_file(chat, rows, Path(values["output"]), values["seed"])
-        else:
-            talk(chat, values)
-    except AiraError as error:
-        fail(error, debug="debug=true" in arguments)
-    except KeyboardInterrupt:
-        print()
+    asked = [text for text in arguments if text.startswith("prompt=")]
+    values = plain(compose_config("chat", [text for text in arguments if text not in asked]))
+    if asked:  # as it stands, since a message may have any of the characters that Hydra reads
+        values["prompt"] = asked[-1].removeprefix("prompt=")
+    _check(values)
+    rows = list(_rows(Path(values["input"]))) if values["input"] else []
+    chat = load(values)
+    if values["prompt"] is not None:
+        reply = chat.reply(values["prompt"], seed=values["seed"])
+        print(json.dumps(asdict(reply), ensure_ascii=False) if "--json" in sys.argv else reply.text)
+    elif values["input"]:
+        answer_file(chat, rows, Path(values["output"]), values["seed"])
+    else:
+        talk(chat, values)
 
 
 def _check(values: dict[str, Any]) -> None:

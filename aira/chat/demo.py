@@ -15,8 +15,8 @@ from aira.chat.explorer import PARTS, Explorer
 from aira.chat.load import load
 from aira.chat.pipeline import Candidate, Chat
 from aira.chat.texts import TEXTS
-from aira.commandline import fail
-from aira.config import CONF, compose_config, options, plain
+from aira.commandline import command
+from aira.config import compose_config, options, plain
 from aira.data.schemas import Message
 from aira.errors import AiraError
 
@@ -267,23 +267,18 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
     return page, address
 
 
+@command("chat")
 def main() -> None:
     """Compose conf/chat.yaml with the command line, load the models, and serve the page until Ctrl-C."""
     arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\n{(CONF / 'chat.yaml').read_text(encoding='utf-8')}")
-        return
-    try:
-        values = plain(compose_config("chat", arguments))
-        for key in ("prompt", "input", "output"):
-            if values[key] is not None:
-                raise AiraError(f"{key}= is for `python -m aira.chat`; the demo is asked in a browser.")
-        demo = Demo(arguments)
-        language = values["language"]["code"]
-        demo.chat(language)
-        page, address = serve(demo, language)
-    except AiraError as error:
-        fail(error, debug="debug=true" in arguments)
+    values = plain(compose_config("chat", arguments))
+    for key in ("prompt", "input", "output"):
+        if values[key] is not None:
+            raise AiraError(f"{key}= is for `python -m aira.chat`; the demo is asked in a browser.")
+    demo = Demo(arguments)
+    language = values["language"]["code"]
+    demo.chat(language)
+    page, address = serve(demo, language)
     print(f"{address} (Ctrl-C ends it)")
     page.block_thread()
 

@@ -45,7 +45,8 @@ class Split:
         return len(self.index)
 
     def _column(self, name: str) -> np.ndarray:
-        return self.encoded.data.column(name).to_numpy()[self.index]
+        values: np.ndarray = self.encoded.data.column(name).to_numpy()[self.index]
+        return values
 
     @property
     def labels(self) -> np.ndarray:
@@ -54,7 +55,8 @@ class Split:
 
     def labels_of(self, indices: np.ndarray) -> list[list[int]]:
         """The classes of rows of the source; nothing for a row whose kind has none."""
-        return self.encoded[indices.tolist()]["labels"]
+        labels: list[list[int]] = self.encoded[indices.tolist()]["labels"]
+        return labels
 
     def part(self, chosen: np.ndarray) -> "Split":
         """The split with only some of its usable rows."""

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from aira.commandline import fail
-from aira.config import CONF, compose_config, plain
+from aira.commandline import command
+from aira.config import compose_config, plain
 from aira.data.sources import read
 from aira.errors import AiraError
 from aira.files import without_home
@@ -26,21 +26,16 @@ FREE = ("output", "output_dir", "cache_dir", "device", "tokens_per_row", "debug"
 """Keys on which the answers do not depend."""
 
 
+@command("rejection_sampling")
 def main() -> None:
     """Compose conf/rejection_sampling.yaml with the command line, sample, and write what it is worth."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(f"{__doc__}\n{(CONF / 'rejection_sampling.yaml').read_text(encoding='utf-8')}")
-        return
-    try:
-        values = plain(compose_config("rejection_sampling", sys.argv[1:]))
-        if values["reward_model"] == "none":
-            raise AiraError("reward_model=none: answers are chosen by their reward. Name a reward model, or last.")
-        prompts = _prompts(values)
-        from aira.chat.load import load  # torch is imported only once the configuration is known to be right
+    values = plain(compose_config("rejection_sampling", sys.argv[1:]))
+    if values["reward_model"] == "none":
+        raise AiraError("reward_model=none: answers are chosen by their reward. Name a reward model, or last.")
+    prompts = _prompts(values)
+    from aira.chat.load import load  # torch is imported only once the configuration is known to be right
 
-        sample(load(values), prompts, values)
-    except AiraError as error:
-        fail(error, debug="debug=true" in sys.argv)
+    sample(load(values), prompts, values)
 
 
 def _prompts(values: dict[str, Any]) -> list[str]:

@@ -23,7 +23,7 @@ Answer = tuple[float, bool]
 """The continuation's log-likelihood, and whether it is what greedy decoding gives."""
 
 
-class PackedLM(HFLM):
+class PackedLM(HFLM):  # type: ignore[misc]
     """A causal language model as the harness sees it.
 
     Tokens, truncation and metrics are the harness's own. Sequences that share a beginning share its computation, none

@@ -88,7 +88,7 @@ class Method(pl.LightningModule):
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
         self.log("train/lr", scheduler.get_last_lr()[0])  # type: ignore[union-attr]
-        scheduler.step()  # type: ignore[union-attr, call-arg]
+        scheduler.step()  # type: ignore[union-attr]
         metrics = {f"train/{name}": value for name, value in self.metrics(totals, count).items()}
         self.log("train/loss", metrics.pop("train/loss"), prog_bar=True)
         self.log_dict(metrics)
@@ -178,7 +178,7 @@ class Method(pl.LightningModule):
 
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
         wrapped = self.trainer.strategy.model
-        return wrapped.no_sync() if hasattr(wrapped, "no_sync") else contextlib.nullcontext()  # type: ignore[operator, union-attr, return-value]
+        return wrapped.no_sync() if hasattr(wrapped, "no_sync") else contextlib.nullcontext()  # type: ignore[operator, union-attr]
 
     def _reduced(self, sums: Sums) -> dict[str, float]:
         """Add up over ranks; one transfer for all sums."""

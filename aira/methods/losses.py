@@ -61,7 +61,7 @@ class _LogProbs(torch.autograd.Function):
         return torch.cat(parts) if parts else hidden.new_empty(0, dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         hidden, targets = ctx.saved_tensors
         grads: Grads = [None] * len(ctx.parameters)
         grad_hidden = torch.empty_like(hidden)
@@ -95,7 +95,7 @@ class _CrossEntropy(torch.autograd.Function):
         return -log_probs.sum(), log_probs
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
         grads = [None if grad is None else grad.mul_(grad_loss) for grad in (ctx.grad_hidden, *ctx.grads)]
         return (grads[0], None, None, *grads[1:])
 
@@ -111,7 +111,8 @@ def log_probs(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
     Returns:
         [N] float32, natural logarithms.
     """
-    return _LogProbs.apply(hidden, targets, head, *_trained(head))
+    found: Tensor = _LogProbs.apply(hidden, targets, head, *_trained(head))  # type: ignore[no-untyped-call]
+    return found
 
 
 def cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
@@ -125,7 +126,8 @@ def cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> tuple[Ten
     Returns:
         The sum over tokens, a scalar, and the [N] log-probs without gradient, in float32.
     """
-    return _CrossEntropy.apply(hidden, targets, head, *_trained(head))
+    found: tuple[Tensor, Tensor] = _CrossEntropy.apply(hidden, targets, head, *_trained(head))  # type: ignore[no-untyped-call]
+    return found
 
 
 def branch_sums(values: Tensor, branch: Tensor, branches: int) -> Tensor:

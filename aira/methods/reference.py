@@ -93,7 +93,8 @@ def reference_log_probs(
 def _read(file: Path) -> np.ndarray | None:
     """A kept array; None where there is none that is whole."""
     try:
-        return np.load(file)
+        kept: np.ndarray = np.load(file)
+        return kept
     except (FileNotFoundError, ValueError, EOFError):
         return None
 

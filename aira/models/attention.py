@@ -45,12 +45,14 @@ def trees_attention(
         [1, T, heads, head size], and None for the attention weights.
     """
     if trees is None:
-        return sdpa_attention_forward(
+        found: Tensor
+        found, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+        return found, None
     # split, and not slices: the gradient of each slice would be as long as the row
     lengths = [tree.end - tree.start for tree in trees]
-    queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
+    queries, keys, values = (list(torch.split(states, lengths, dim=2)) for states in (query, key, value))
     if cached is not None:
         before = cached[int(module.layer_idx)]  # type: ignore[arg-type]
         keys, values = ([torch.cat([old, new], 2) for new in parts] for old, parts in zip(before, (keys, values)))
@@ -109,10 +111,11 @@ def alibi(self: BloomModel, mask: Tensor, heads: int, dtype: torch.dtype) -> Ten
         [batch * heads, 1, keys].
     """
     if mask.dim() == 2:
-        return build_alibi_tensor(mask, heads, dtype)
+        biases: Tensor = build_alibi_tensor(mask, heads, dtype)
+        return biases
     queries, keys = mask.shape[2:]
     positions = torch.cat([torch.arange(keys - queries, device=mask.device), (mask == 0).sum(-1).flatten() - 1])
-    slopes = build_alibi_tensor(mask.new_ones(1, 2), heads, torch.float32)[:, :, 1:]
+    slopes: Tensor = build_alibi_tensor(mask.new_ones(1, 2), heads, torch.float32)[:, :, 1:]
     return (slopes * positions).to(dtype)
 
 

@@ -197,7 +197,10 @@ def load_model(
         model = _add_lora(model, lora, added, head)
     if compile:
         unwrap(model).base_model.compile(dynamic=True)
-    return model.train()  # Transformers loads in evaluation mode, where dropout and checkpointing are off
+    training: nn.Module = (
+        model.train()
+    )  # Transformers loads in evaluation mode, where dropout and checkpointing are off
+    return training
 
 
 def _source(path: str, revision: str | None, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
@@ -288,7 +291,8 @@ def _add_lora(model: PreTrainedModel, lora: dict[str, Any], added: list[int], he
         fan_in_fan_out=model.config.model_type == "gpt2",
         task_type="SEQ_CLS" if head == "score" else None,
     )
-    return get_peft_model(model, settings)
+    adapted: nn.Module = get_peft_model(model, settings)
+    return adapted
 
 
 def unwrap(model: Any) -> PreTrainedModel:
@@ -344,7 +348,8 @@ def hidden_states(model: nn.Module, row: Row, cached: Cached | None = None) -> T
             arguments["attention_mask"] = dense_mask(row.spans, row.input_ids.device)
     elif row.token_type_ids is not None:
         arguments["token_type_ids"] = row.token_type_ids
-    return backbone(input_ids=row.input_ids, **arguments).last_hidden_state.flatten(0, 1)
+    hidden: Tensor = backbone(input_ids=row.input_ids, **arguments).last_hidden_state
+    return hidden.flatten(0, 1)
 
 
 def scores(model: nn.Module, row: Row) -> Tensor:
@@ -355,7 +360,7 @@ def scores(model: nn.Module, row: Row) -> Tensor:
     """
     network = unwrap(model)
     if row.spans is not None:
-        found = network.score(hidden_states(model, row)[row.end])
+        found: Tensor = network.score(hidden_states(model, row)[row.end])
     else:
         segments = {} if row.token_type_ids is None else {"token_type_ids": row.token_type_ids}
         found = network(input_ids=row.input_ids, attention_mask=row.attention_mask, **segments).logits

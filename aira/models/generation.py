@@ -16,7 +16,10 @@ GENERATION_BATCH = 64
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
     """The tokens of a conversation that the model is to go on with."""
-    return tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
+    ids: list[int] = tokenizer.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    return ids
 
 
 def fits(model: Any, tokenizer: PreTrainedTokenizerBase, message: str) -> bool:

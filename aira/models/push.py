@@ -10,22 +10,17 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from aira.commandline import fail
-from aira.config import CONF, compose_config, plain
+from aira.commandline import command
+from aira.config import compose_config, plain
 from aira.errors import AiraError
 from aira.files import run_of_export
 
 
+@command("push")
 def main() -> None:
     """Compose conf/push.yaml with the command line, show what would go, and send it where that is asked for."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(f"{__doc__}\n{(CONF / 'push.yaml').read_text(encoding='utf-8')}")
-        return
-    try:
-        values = plain(compose_config("push", sys.argv[1:]))
-        push(values["run"], values["repo"], private=values["private"], send=values["push"])
-    except AiraError as error:
-        fail(error)
+    values = plain(compose_config("push", sys.argv[1:]))
+    push(values["run"], values["repo"], private=values["private"], send=values["push"])
 
 
 def push(run: str, repo: str, *, private: bool, send: bool) -> None:
