@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--subsets", nargs="+", default=["harmless", "helpful"], help="of the reward model's pairs")
     parser.add_argument("--keep", help="a folder for the run and its training rows; by default they are thrown away")
     parser.add_argument("options", nargs="*", help="further options of train.py")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.keep:
         Path(arguments.keep).mkdir(parents=True)
     with tempfile.TemporaryDirectory() as passing:
