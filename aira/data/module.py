@@ -9,15 +9,20 @@ import pytorch_lightning as pl
 import torch
 from datasets import Dataset
 from pytorch_lightning.strategies import ModelParallelStrategy
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from aira.data.plan import Plan, Step
-from aira.data.schemas import SCHEMAS, BadRow, Example, mapped_columns, prompt_key, read_example, text_key
+from aira.data.schemas import SCHEMAS, BadRow, Example, last_key, mapped_columns, prompt_key, read_example, text_key
 from aira.data.sources import read
 from aira.data.tokenize import separator_id, tokenize, usable
 from aira.data.trees import Row, Tree, pack, pad
 from aira.errors import AiraError
+
+TEXTS = {"text", "harmless", "harmful"}
+"""Columns of lone texts."""
 
 
 class Batch(NamedTuple):
@@ -39,7 +44,8 @@ class Split:
 
     def __init__(self, rows: Dataset, encoded: Dataset, index: np.ndarray) -> None:
         self.rows, self.encoded, self.index = rows, encoded, index
-        self.lengths, self.targets, self.prompts = (self._column(name) for name in ("length", "targets", "prompt"))
+        self.lengths, self.targets = self._column("length"), self._column("targets")
+        self.prompts = np.stack([self._column("prompt"), self._column("last")])  # [2, examples]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -163,7 +169,8 @@ class DataModule(pl.LightningDataModule):
 
         self.train = load(split)
         if len(forbidden):
-            kept = ~np.isin(self.train.prompts, forbidden)
+            first, last = np.isin(self.train.prompts, forbidden)
+            kept = ~(first | last)
             self.said.append(f"{path} ({split}): excluded {np.sum(~kept)} of {len(kept)} rows by data.exclude.")
             if not kept.any():
                 raise AiraError(f"data.exclude={list(exclude)} leaves no row of {path} ({split}).")
@@ -177,11 +184,15 @@ class DataModule(pl.LightningDataModule):
             raise AiraError(f"{path}: all training rows have the same label; a classifier needs two classes.")
 
     def _held_out(self, fraction: float) -> np.ndarray:
-        """Which training rows are held out for validation: whole groups, so that the two share no prompt."""
+        """Which training rows are held out for validation: whole groups, so no prompt or text is on both sides."""
         count = len(self.train)
         if count < 2:
             raise AiraError(f"{self.path} has one usable row; training and validation need one each.")
-        _, group = np.unique(self.train.prompts, return_inverse=True)
+        _, nodes = np.unique(self.train.prompts, return_inverse=True)  # of a graph whose edges are the rows
+        edges = nodes.reshape(2, count)
+        shape = (nodes.max() + 1,) * 2
+        _, component = connected_components(coo_array((np.ones(count), (edges[0], edges[1])), shape), directed=False)
+        group = component[edges[0]]
         if group.max() == 0:
             self.said.append(f"{self.path}: all rows have the same prompt, so those held out share it.")
             group = np.arange(count)
@@ -191,7 +202,7 @@ class DataModule(pl.LightningDataModule):
         return np.isin(group, chosen if len(chosen) else [np.argmin(sizes)])
 
     def _forbidden(self, files: Sequence[str], cache_dir: str) -> np.ndarray:
-        """The `prompt_key` of every row of the files of data.exclude; of the column of prompts or texts is enough."""
+        """The keys of every row of the files of data.exclude, of which the column of prompts or texts is enough."""
         keys = []
         for file in files:
             for rows in read(file, cache_dir=cache_dir).splits.values():
@@ -199,6 +210,7 @@ class DataModule(pl.LightningDataModule):
                     mapping = mapped_columns(self.kind, rows.column_names, self.columns, file)
                 except AiraError:
                     names = {names[0] for names in SCHEMAS[self.kind].columns}
+                    names = TEXTS if names <= TEXTS else names
                     columns = {(self.columns or {}).get(name, name) for name in names} & set(rows.column_names)
                     if not columns:
                         raise
@@ -206,7 +218,8 @@ class DataModule(pl.LightningDataModule):
                     continue
                 for row in rows:
                     with contextlib.suppress(BadRow):
-                        keys.append(prompt_key(read_example(self.kind, row, mapping, self.labels)))
+                        example = read_example(self.kind, row, mapping, self.labels)
+                        keys += [prompt_key(example), last_key(example)]
         return np.array(keys, dtype=np.int64)
 
     @property

@@ -38,7 +38,7 @@ def fill_rows(examples: list[int], lengths: np.ndarray, tokens_per_row: int, pad
 
     Args:
         examples: indices, longest first.
-        lengths: tokens of each example: of the whole tree, or of its longest branch where rows are padded.
+        lengths: tokens of each example: of the whole tree, or of its padded branches.
         tokens_per_row: the budget; a padded row costs its longest example times its number of examples.
         padded: pad neighbours in length together, instead of packing first-fit-decreasing.
     """

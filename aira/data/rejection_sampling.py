@@ -82,7 +82,7 @@ def sample(chat: Any, prompts: list[str], values: dict[str, Any]) -> None:
         rows = [{"prompt": text, "candidates": [asdict(c) for c in several]} for text, several in zip(some, found)]
         _write(parts[i], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     if all(part.exists() for part in parts):  # whoever is last; two at once would write the same
-        rows = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").split("\n")[:-1]]
         _tables(rows, output, values["min_margin"])
 
 

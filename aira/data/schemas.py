@@ -301,9 +301,16 @@ def read_example(kind: str, row: Row, mapping: dict[str, Any], labels: dict[str,
 
 def prompt_key(example: Example) -> int:
     """A number that examples with the same prompt share, letter case and spacing aside (a lone text is its own)."""
-    asked = example.conversations[0]
-    said = " ".join(turn["content"] for turn in asked[:-1] or asked)
-    return text_key(said)
+    return _asked_key(example.conversations[0])
+
+
+def last_key(example: Example) -> int:
+    """The same of the last branch: another number for a pair of lone texts, which have no prompt in common."""
+    return _asked_key(example.conversations[-1])
+
+
+def _asked_key(turns: list[Message]) -> int:
+    return text_key(" ".join(turn["content"] for turn in turns[:-1] or turns))
 
 
 def text_key(said: str) -> int:

@@ -16,8 +16,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from aira import __version__
-from aira.data.schemas import BadRow, Message, mapped_columns, prompt_key, read_example
-from aira.data.trees import tree_length
+from aira.data.schemas import BadRow, Message, last_key, mapped_columns, prompt_key, read_example
+from aira.data.trees import padded_length, tree_length
 from aira.errors import AiraError
 from aira.files import no_room
 
@@ -28,6 +28,7 @@ FEATURES = Features(
         "labels": Sequence(Value("int8")),  # the class of each branch of labelled texts
         "margin": Value("float32"),
         "prompt": Value("int64"),  # see `aira.data.schemas.prompt_key`
+        "last": Value("int64"),  # see `aira.data.schemas.last_key`
         "length": Value("int32"),  # tokens of the packed tree, or of its padded branches
         "targets": Value("int32"),  # scored tokens
         "cut": Value("bool"),  # whether the text was longer than max_length
@@ -128,7 +129,7 @@ def encode_scorer(
         cut |= len(ids) > max_length
         branches.append(kept)
     scored = [[False] * len(ids) for ids in branches]
-    length = len(branches) * max(map(len, branches)) if padded else tree_length(branches)
+    length = (padded_length if padded else tree_length)(branches)
     return _example(branches, scored, cut, length)
 
 
@@ -155,7 +156,16 @@ def _example(branches: list[list[int]], scored: list[list[bool]], cut: bool, len
     return {"branches": branches, "scored": scored, "length": length, "targets": targets, "cut": cut, "problem": ""}
 
 
-UNUSABLE = {"branches": [], "scored": [], "labels": [], "margin": 0.0, "prompt": 0, "length": 0, "targets": 0}
+UNUSABLE = {
+    "branches": [],
+    "scored": [],
+    "labels": [],
+    "margin": 0.0,
+    "prompt": 0,
+    "last": 0,
+    "length": 0,
+    "targets": 0,
+}
 
 
 def tokenize(
@@ -202,10 +212,12 @@ def tokenize(
             return {**UNUSABLE, "cut": False, "problem": str(problem)}
         except AiraError as error:
             raise AiraError(f"{source}, row {index + 1}: {error}") from error
-        return encoded | {"labels": list(example.labels), "margin": example.margin, "prompt": prompt_key(example)}
+        keys = {"prompt": prompt_key(example), "last": last_key(example)}
+        return encoded | keys | {"labels": list(example.labels), "margin": example.margin}
 
     parts = [
         __version__,
+        sorted(FEATURES),
         key,
         kind,
         mapping,

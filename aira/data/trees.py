@@ -63,6 +63,11 @@ def tree_length(branches: Sequence[Sequence[int]]) -> int:
     return prefix + sum(len(branch) - prefix for branch in branches)
 
 
+def padded_length(branches: Sequence[Sequence[int]]) -> int:
+    """The number of positions that a tree takes in a padded row, beside trees that are no longer."""
+    return len(branches) * max(map(len, branches))
+
+
 def tree_mask(prefix: int, lengths: Sequence[int], cached: int = 0) -> Tensor:
     """Who attends to whom inside one tree: causal, to the prefix and the own branch only.
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +83,9 @@ def reference_log_probs(
     result = np.array([found[int(index)] for index in split.index], dtype=np.float32)
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as part:
-            np.save(part, result)
-        os.replace(part.name, file)
+        part = file.with_name(f".{file.stem}.{os.getpid()}.npy")
+        np.save(part, result)
+        os.replace(part, file)
     return result
 
 
@@ -95,7 +94,7 @@ def _read(file: Path) -> np.ndarray | None:
     try:
         kept: np.ndarray = np.load(file)
         return kept
-    except (FileNotFoundError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError):
         return None
 
 

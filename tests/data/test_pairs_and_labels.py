@@ -244,8 +244,22 @@ def test_held_out_rows_share_no_prompt(write, load):
     """Catches a prompt that is trained on and asked again in validation."""
     rows = [{"prompt": f"Q{i % 10}{' ' * (i % 3)}?", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(40)]
     made = load("method=dpo", f"data.path={write('a.jsonl', rows)}", validation_fraction=0.3)
-    assert not set(made.train.prompts) & set(made.validation.prompts)
+    assert not set(made.train.prompts.flat) & set(made.validation.prompts.flat)
     assert 8 <= len(made.validation) <= 12 and len(every(made)) == 40
+
+
+def test_held_out_pairs_share_no_text(write, load):
+    """Catches a text of two pairs that is learnt from and asked again, or that stands in an excluded file."""
+    rows = [{"harmless": f"good {i}", "harmful": f"bad {i // 3}"} for i in range(30)]
+    path = write("a.jsonl", rows)
+    made = load("method=toxicity", f"data.path={path}", "method.objective=pairwise", validation_fraction=0.3)
+    assert not set(made.train.prompts.flat) & set(made.validation.prompts.flat)
+    assert 6 <= len(made.validation) <= 9 and len(every(made)) == 30
+    tests = [write("labelled.jsonl", [{"text": "BAD 2", "label": 1}]), write("pairs.jsonl", [{"harmful": "bad 5"}])]
+    made = load("method=toxicity", f"data.path={path}", "method.objective=pairwise", exclude=tests)
+    assert {example.conversations[1][0]["content"] for example in every(made)} == {
+        f"bad {i}" for i in range(10) if i not in (2, 5)
+    }
 
 
 def test_excluded_prompts(write, load):

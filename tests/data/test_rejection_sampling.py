@@ -18,7 +18,9 @@ from tests.end_to_end.command import ENVIRONMENT, ROOT
 
 @pytest.fixture
 def asked(exports, tmp_path, monkeypatch):  # noqa: F811
-    (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"q": f"What is {i}?"}) + "\n" for i in [*range(7), 0]))
+    (tmp_path / "asked.jsonl").write_text(
+        "".join(json.dumps({"q": f"What is\u2028{i}?"}) + "\n" for i in [*range(7), 0])
+    )
 
     def command(output, *arguments):
         given = [f"output_dir={exports.parent}", f"prompts={tmp_path}/asked.jsonl", "column=q", f"output={output}"]
