@@ -19,12 +19,12 @@ from aira.errors import AiraError, Stopped
 from aira.files import check_exists, check_writable, damage
 from aira.sweeps import examples
 
-IDENTITY_FREE = ("ckpt_path", "output_dir", "cache_dir", "debug")
+IDENTITY_FREE = ("ckpt_path", "output_dir", "cache_dir", "debug", "method.cache_dir")
 
 
 def identity(values: dict[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that says which run it is: two runs that share it compute the same."""
-    return {key: value for key, value in values.items() if key not in IDENTITY_FREE}
+    """The dotted keys of a configuration that say which run it is: two runs that share them compute the same."""
+    return {key: value for key, value in flat(values) if key not in IDENTITY_FREE}
 
 
 def find_last(values: dict[str, Any]) -> Path:
@@ -33,13 +33,13 @@ def find_last(values: dict[str, Any]) -> Path:
     Raises:
         AiraError: there is none; the message lists other runs, and in what the most similar differ.
     """
-    wanted = dict(flat(identity(values)))
+    wanted = identity(values)
     others: list[tuple[int, str]] = []
     folder = Path(values["output_dir"])
     files = [file for name in ("last", "previous") for file in folder.glob(f"*/*/checkpoints/{name}.ckpt")]
     for checkpoint in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
         try:
-            there = dict(flat(identity(plain(OmegaConf.load(run_of(checkpoint) / ".hydra" / "config.yaml")))))
+            there = identity(plain(OmegaConf.load(run_of(checkpoint) / ".hydra" / "config.yaml")))
         except (OSError, OmegaConfBaseException):  # written by another version of conf/, so another configuration
             continue
         differing = [
@@ -100,10 +100,23 @@ def check(config_name: str) -> None:
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 for notice in notices(values):
                     print(f"Notice: {notice}", file=sys.stderr)
+        if config_name == "train" and not arguments.cfg:
+            _check_one_folder(arguments.overrides)
         if not arguments.multirun and values.get("ckpt_path") and not arguments.cfg:
             _go_on(values)
     except AiraError as error:
         fail(error, debug="debug=true" in arguments.overrides)
+
+
+def _check_one_folder(overrides: list[str]) -> None:
+    """Processes that a scheduler has started compose each for itself, and would each take a folder by its own clock."""
+    processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    started = "RANK" in os.environ or "SLURM_PROCID" in os.environ
+    if started and processes > 1 and not any(text.startswith("hydra.run.dir=") for text in overrides):
+        raise AiraError(
+            f"{processes} processes were started, and each would write into a folder of its own. Name one for all of "
+            "them: hydra.run.dir=outputs/<a folder>/<a name>."
+        )
 
 
 def _paths(values: dict[str, Any]) -> list[tuple[str, str]]:

@@ -47,7 +47,6 @@ AT_LEAST: dict[str, float] = {
     "demo.max_waiting": 1,
     "demo.port": 0,
     "n": 1,
-    "repetition_penalty": 0,
     "temperature": 0,
     "top_k": 0,
     "top_p": 0,
@@ -80,8 +79,9 @@ AT_LEAST: dict[str, float] = {
     "trainer.log_every_n_steps": 1,
     "trainer.max_epochs": 1,
     "trainer.num_nodes": 1,
-    "trainer.val_check_interval": 0,
 }
+ABOVE_0 = ("trainer.val_check_interval", "repetition_penalty")
+
 OPEN = ("hydra.", "model.config.", "model.checkpoints.")
 """Where a key that is not in conf/ may be added with `+`."""
 
@@ -295,12 +295,22 @@ def _check_values(values: dict[str, Any]) -> None:
         value = known.get(key)
         if value is not None and (not isinstance(value, (int, float)) or value < least):
             raise AiraError(f"{key}={value}: it must be a number of at least {least}.")
+    for key in ABOVE_0:
+        if not isinstance(known.get(key, 1), (int, float)) or not known.get(key, 1) > 0:
+            raise AiraError(f"{key}={known[key]}: it must be a number above 0.")
     if not isinstance(known.get("data.columns", {}) or {}, dict):
         raise AiraError(f"data.columns={known['data.columns']}: it is a mapping, such as '{{prompt: question}}'.")
     if not 0 < known.get("data.validation_fraction", 0.5) < 1:
         raise AiraError(f"data.validation_fraction={known['data.validation_fraction']}: it must lie between 0 and 1.")
     if not (known.get("model.dropout") or 0) < 1:
         raise AiraError(f"model.dropout={known['model.dropout']}: it is a probability, so below 1.")
+    if known.get("export") == "best" and not (
+        "checkpoint" in values["callbacks"] and known["trainer.limit_val_batches"]
+    ):
+        raise AiraError(
+            "export=best takes checkpoints/best.ckpt, which is written after a validation: it needs "
+            "callbacks.checkpoint, and trainer.limit_val_batches above 0."
+        )
     method, model = values.get("method"), values.get("model")
     if not method or not model:
         return

@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
-from aira.callbacks.checkpoint import Checkpoints, check_shapes, read_shapes
+from aira.callbacks.checkpoint import Checkpoints, check_shapes, measured, read_shapes
 from aira.callbacks.emissions import Emissions
 from aira.callbacks.progress import Progress
 from aira.callbacks.samples import Samples
@@ -94,21 +94,21 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
     best = run / "checkpoints" / "best.ckpt" if values["export"] == "best" else None
     model = module.whole_model(torch.load(best, map_location="cpu", weights_only=True)["state_dict"] if best else None)
 
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+    kept = next((callback for callback in callbacks if isinstance(callback, Checkpoints)), None)
+    metrics = (kept.metrics if kept else {}) | measured(trainer)  # all were kept where only the export was left to do
+    metrics |= kept.best_metrics if kept and best else {}
     metrics |= {"steps": trainer.global_step, "epochs": trainer.global_step / data.steps_per_epoch}
     if trainer.is_global_zero:
         for callback in callbacks:
             if isinstance(callback, Throughput):
                 metrics |= {f"perf/{name}": value for name, value in callback.measured().items()}
-            elif isinstance(callback, Checkpoints):
-                started = callback.started
             elif isinstance(callback, Emissions):
                 metrics |= {f"emissions/{name}": value for name, value in callback.measured.items()}
             elif isinstance(callback, Samples):
                 metrics |= callback.finish(model, data, trainer.global_step)
             elif isinstance(callback, Scores):
                 callback.finish(module, data)
-        metrics["seconds"] = time.time() - started
+        metrics["seconds"] = time.time() - (kept.started if kept else started)
         module.before_export(model)
         export(model, tokenizer, run / "export", model_card(values, metrics, environment()))
         for logger in loggers:

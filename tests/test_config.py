@@ -196,6 +196,8 @@ WRONG = [
     ("optimizer.lr=-1", "at least 0"),
     ("trainer.max_epochs=0", "at least 1"),
     ("trainer.log_every_n_steps=0", "at least 1"),
+    ("trainer.val_check_interval=0", "a number above 0"),
+    ("trainer.val_check_interval=0.0", "a number above 0"),
     ("callbacks.samples.every_n_steps=0", "at least 1"),
     ("seed=-1", "at least 0"),
     # choices
@@ -212,6 +214,8 @@ WRONG = [
     ("method=dpo method.label_smoothing=0.5", "below 0.5"),
     ("method=toxicity method.class_weights=even", "valid are null, balanced"),
     # what does not go together
+    ("export=best trainer.limit_val_batches=0", "export=best takes checkpoints/best.ckpt"),
+    ("export=best ~callbacks.checkpoint", "it needs callbacks.checkpoint"),
     ("method=dpo method.loss=exo_pair", "needs method.label_smoothing above 0"),
     ("method=dpo method.loss=ipo method.label_smoothing=0.1", "has no label smoothing"),
     ("method=dpo method.loss=orpo method.reference=gpt2", "has no reference"),
@@ -372,6 +376,22 @@ def test_find_last(tmp_path, runs):
     runs("seed=1", checkpoint=False)
     assert find_last(values("seed=1", where)) == newest
     assert find_last(values("seed=1", "optimizer.lr=1e-5", where)) == other
+    pairs = runs("method=dpo", "cache_dir=elsewhere")
+    assert find_last(values("method=dpo", where)) == pairs
+
+
+def test_processes_of_a_scheduler_need_one_folder(monkeypatch, capsys):
+    """Catches processes that torchrun or srun has started and that each write into a folder of their own."""
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    for rank, processes in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        with monkeypatch.context() as patch:
+            patch.setenv(rank, "1")
+            patch.setenv(processes, "4")
+            with pytest.raises(SystemExit):
+                aira.commandline.check("train")
+            assert "4 processes were started" in capsys.readouterr().err
+            patch.setattr("sys.argv", ["train.py", "hydra.run.dir=outputs/x/y"])
+            aira.commandline.check("train")
 
 
 def test_find_last_finds_none(tmp_path, runs):

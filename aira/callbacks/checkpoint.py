@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from aira.environment import differences, environment
-from aira.errors import AiraError
+from aira.errors import AiraError, nearest
 from aira.files import no_room
 
 STATE = frozenset({"state_dict", "optimizer_states", "callbacks", "global_step"})
@@ -55,9 +55,15 @@ def check_shapes(path: Path, there: dict[str, torch.Size], module: pl.LightningM
         )
 
 
+def measured(trainer: pl.Trainer) -> dict[str, float]:
+    """The metrics that were logged last, by name."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+
+
 def validates(trainer: pl.Trainer, index: int) -> bool:
-    """Whether a validation follows the training step `index`."""
-    return trainer.enable_validation and (index + 1) % trainer.val_check_batch == 0  # type: ignore[operator]
+    """Whether a validation follows the training step `index`: at the run's interval, and at its end."""
+    at = (index + 1) % trainer.val_check_batch == 0  # type: ignore[operator]
+    return trainer.enable_validation and (at or trainer.should_stop)
 
 
 class Checkpoints(pl.Callback):
@@ -79,15 +85,18 @@ class Checkpoints(pl.Callback):
         self.folder, self.started = run / "checkpoints", started
         self.every_n_train_steps, self.monitor, self.sign = every_n_train_steps, monitor, {"min": 1, "max": -1}[mode]
         self.best: float | None = None
+        self.best_metrics: dict[str, float] = {}  # of the validation that best.ckpt was written after
+        self.metrics: dict[str, float] = {}  # as last.ckpt has them
         self.saved_step = -1
 
     def state_dict(self) -> dict[str, Any]:
-        """What the best so far was, and how long the run has taken."""
-        return {"best": self.best, "seconds": time.time() - self.started}
+        """What the best so far was, what was measured last, and how long the run has taken."""
+        kept = {"best": self.best, "best_metrics": self.best_metrics, "metrics": self.metrics}
+        return kept | {"seconds": time.time() - self.started}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on comparing with it, and counting."""
-        self.best = state_dict["best"]
+        self.best, self.best_metrics, self.metrics = (state_dict[name] for name in ("best", "best_metrics", "metrics"))
         self.started -= state_dict["seconds"]
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -117,9 +126,16 @@ class Checkpoints(pl.Callback):
         """The best so far by this validation, and the last."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        value = float(trainer.callback_metrics[self.monitor])
+        found = measured(trainer)
+        if self.monitor not in found:
+            self.save_last(trainer)
+            raise AiraError(
+                f"callbacks.checkpoint.monitor={self.monitor} is not measured. {nearest(self.monitor, found)} "
+                f"The run is saved: go on from {self.folder / 'last.ckpt'} with a metric that is there."
+            )
+        value = found[self.monitor]
         if self.best is None or self.sign * value < self.sign * self.best:
-            self.best = value
+            self.best, self.best_metrics = value, found
             self._save(trainer, "best", weights_only=True)
         self.save_last(trainer)
 
@@ -130,6 +146,7 @@ class Checkpoints(pl.Callback):
     def save_last(self, trainer: pl.Trainer) -> None:
         """Write the state after the step that was the last, unless that is done."""
         if self.saved_step != trainer.global_step:
+            self.metrics |= measured(trainer)
             self._save(trainer, "last")
             self.saved_step = trainer.global_step
 

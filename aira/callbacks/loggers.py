@@ -9,7 +9,7 @@ from aira.errors import AiraError
 
 def csv(run: Path) -> CSVLogger:
     """`logs/version_<n>/metrics.csv` in the run's folder; a run that is gone on with adds a version."""
-    return CSVLogger(run, name="logs")
+    return CSVLogger(run, name="logs", flush_logs_every_n_steps=1)  # who watches a run reads it while it trains
 
 
 def tensorboard(run: Path) -> TensorBoardLogger:

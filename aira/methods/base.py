@@ -93,6 +93,11 @@ class Method(pl.LightningModule):
         self.log("train/loss", metrics.pop("train/loss"), prog_bar=True)
         self.log_dict(metrics)
 
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        """Have Lightning validate after the last step, whatever the interval: what is exported is what was measured."""
+        if self.trainer.global_step + 1 >= self.trainer.max_steps:
+            self.trainer.should_stop = True
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip; gradients are unscaled by now."""
         limit = self.optimizer_settings["max_grad_norm"] or math.inf

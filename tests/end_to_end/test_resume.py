@@ -1,6 +1,7 @@
 """A run that is killed at any moment and gone on with ends like one that never was."""
 
 import contextlib
+import csv
 import json
 import signal
 import time
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from aira.config import compose_config
+from aira.errors import AiraError
 from aira.training import train
 from tests.end_to_end.command import SMALL, run, run_folder, start
 from tests.end_to_end.test_methods import FEW
@@ -95,6 +97,31 @@ def test_a_finished_run_is_made_longer(tmp_path):
     train(compose_config("train", longer), tmp_path / "whole")
     expected, found = (load_file(tmp_path / name / "export/model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_what_is_exported_was_measured(tmp_path):
+    """Catches figures of an earlier step than that of the weights, and figures that a stop before the export loses."""
+    arguments = [*FEW, "logger=csv", f"cache_dir={tmp_path}", "trainer.max_steps=5", "trainer.val_check_interval=2"]
+    arguments += ["optimizer.lr=1", "schedule.warmup=0", "schedule.name=constant"]  # it gets worse with each step
+    metrics = train(compose_config("train", arguments), tmp_path / "last")
+    kept = torch.load(tmp_path / "last/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Checkpoints"]
+    assert kept["metrics"]["val/loss"] == metrics["val/loss"] > kept["best"]
+    log = (tmp_path / "last/logs/version_0/metrics.csv").read_text().splitlines()
+    validated = [row["step"] for row in csv.DictReader(log) if row["val/loss"]]
+    assert validated == ["1", "3", "4"]
+    best = train(compose_config("train", [*arguments, "export=best"]), tmp_path / "best")
+    assert best["val/loss"] == pytest.approx(kept["best"]) and best["steps"] == 5
+    again = train(
+        compose_config("train", [*arguments, f"ckpt_path={tmp_path}/last/checkpoints/last.ckpt"]), tmp_path / "last"
+    )
+    assert {name: again.get(name) for name in kept["metrics"]} == kept["metrics"]
+
+
+def test_an_unknown_metric_loses_nothing(tmp_path):
+    """Catches a name that is wrong and that ends the run at its first validation with all steps lost."""
+    with pytest.raises(AiraError, match=r"monitor=val/los is not measured\. Did you mean 'val/loss'"):
+        train(compose_config("train", [*FEW, "callbacks.checkpoint.monitor=val/los"]), tmp_path / "run")
+    assert (tmp_path / "run/checkpoints/last.ckpt").exists()
 
 
 def test_another_configuration_is_not_gone_on_with(undisturbed):
