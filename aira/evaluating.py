@@ -30,7 +30,7 @@ from aira.evaluation.harness import PackedLM
 from aira.evaluation.results import Line, Score, class_table, compare, published, remember, table, write_rows
 from aira.evaluation.scorers import ScoringModel
 from aira.evaluation.statistics import beside, class_figures
-from aira.evaluation.tasks import SCORER_TASKS, check, harness_task, scorer_rows
+from aira.evaluation.tasks import SCORER_TASKS, ScorerRow, check, harness_task, scorer_rows
 from aira.files import run_of_export, without_home
 from aira.models.backbone import content, load_config, load_model, load_tokenizer, score_label
 from aira.models.export import model_card
@@ -204,14 +204,17 @@ def _chat(
     line = Line(name, {}, candidate=True)
     for task in tasks:
         figures = found["results"][task]
-        metric = _metric(figures)
-        stderr = figures.get(f"{metric}_stderr,none")
+        key = _main_figure(figures)
+        metric, _, chosen = key.partition(",")
+        stderr = figures.get(f"{metric}_stderr,{chosen}")
+        stderr = stderr if isinstance(stderr, float) and stderr > 0 else None
         percent = metric in ("acc", "acc_norm", "exact_match", "f1")
-        line.scores[task] = Score(figures[f"{metric},none"], stderr=stderr or None, percent=percent)
+        line.scores[task] = Score(figures[key], stderr=stderr, percent=percent)
         line.more[task] = {
             key.removesuffix(",none"): value for key, value in figures.items() if isinstance(value, (int, float))
         }
         samples = found["samples"].get(task, [{}])  # a group of tasks has none
+        samples = [one for one in samples if one.get("filter", chosen) == chosen] or [{}]
         if isinstance(samples[0].get(metric), (int, float)):
             write_rows(
                 rows, task, {"row": [s["doc_id"] for s in samples], "value": [float(s[metric]) for s in samples]}
@@ -220,10 +223,11 @@ def _chat(
     return [line], results
 
 
-def _metric(figures: dict[str, Any]) -> str:
-    """The metric that stands in the table: length-normalised accuracy, accuracy, or the task's first."""
-    names = [key.removesuffix(",none") for key in figures if key.endswith(",none") and "_stderr" not in key]
-    return next(name for name in ["acc_norm", "acc", *names] if name in names)
+def _main_figure(figures: dict[str, Any]) -> str:
+    """The key, `<metric>,<filter>`, that stands in the table: length-normalised accuracy, accuracy, or the first."""
+    names = [key for key, value in figures.items() if isinstance(value, (int, float)) and "," in key]
+    names = [key for key in names if "_stderr," not in key]
+    return next(name for name in ["acc_norm,none", "acc,none", *names] if name in names)
 
 
 def _scorer(
@@ -235,43 +239,47 @@ def _scorer(
         path, _device(values), suite["max_length"], suite["tokens_per_row"], _autocast(suite), **where
     )
     lines = {name: Line(name, {}, candidate=True)}
-    with SqliteDict(f"{_store(values, scorer.model, 'scores')}.db", autocommit=True) as kept:
+    file = f"{_store(values, scorer.model, 'scores')}.db"
+    with SqliteDict(file, autocommit=True, encode=json.dumps, decode=json.loads) as kept:
         for task in tasks:
-            examples, trees, keys = _encoded(task, scorer, values)
+            usable, trees = _encoded(task, scorer, values)
+            numbers, examples, keys = map(list, zip(*usable))
             scores = np.array(_scored(scorer, trees, kept, task))
             groups = np.array(keys)
             if SCORER_TASKS[task].role == "reward":
                 right, figures = _pairs(name, examples, scores, groups)
             else:
-                toxic_is_high = suite["high_score"] == "toxic"
-                right, figures = _texts(name, examples, -scores if toxic_is_high else scores, groups, scorer.threshold)
+                sign = -1 if suite["high_score"] == "toxic" and scorer.meaning not in ROLES else 1
+                right, figures = _texts(name, examples, sign * scores, groups, sign * scorer.threshold)
             for system, figure in beside(right, groups, seed).items():
                 line = lines.setdefault(system, Line(system, {}))
                 line.scores[task] = Score(figure["accuracy"], figure["low"], figure["high"])
                 line.more[task] = figure | figures.get(system, {})
-            columns = {"row": list(range(len(keys))), "value": right[name].tolist(), "group": keys}
+            columns = {"row": numbers, "value": right[name].tolist(), "group": keys}
             write_rows(rows, task, columns | {"scores": scores.tolist()})
     found = {task: {system: line.more[task] for system, line in lines.items()} for task in tasks}
     results = {"results": {task: found[task][name] for task in tasks}, "baselines": found}
     return list(lines.values()), results
 
 
-def _encoded(task: str, scorer: ScoringModel, values: dict[str, Any]) -> tuple[list[Example], list[Tree], list[int]]:
+def _encoded(task: str, scorer: ScoringModel, values: dict[str, Any]) -> tuple[list[ScorerRow], list[Tree]]:
     suite = values["eval"]
-    examples, keys, said = scorer_rows(task, suite["data_dir"], suite["limit"], values["seed"], values["cache_dir"])
-    kept: list[tuple[Example, Tree, int]] = []
+    rows, said = scorer_rows(task, suite["data_dir"], suite["limit"], values["seed"], values["cache_dir"])
+    usable: list[ScorerRow] = []
+    trees: list[Tree] = []
     dropped: dict[str, int] = {}
-    for example, key in zip(examples, keys, strict=True):
+    for row in rows:
         try:
-            kept.append((example, scorer.encode(example.conversations), key))
+            trees.append(scorer.encode(row.example.conversations))
+            usable.append(row)
         except BadRow as problem:
             reason = str(problem).partition(" (")[0]
             dropped[reason] = dropped.get(reason, 0) + 1
     for line in [*said, *(f"{task}: dropped {count} rows: {reason}." for reason, count in dropped.items())]:
         print(line)
-    if not kept:
+    if not usable:
         raise AiraError(f"The task {task} has no usable row.")
-    return tuple(list(column) for column in zip(*kept, strict=True))  # type: ignore[return-value]
+    return usable, trees
 
 
 def _scored(scorer: ScoringModel, trees: list[Tree], kept: SqliteDict, task: str) -> list[list[float]]:

@@ -96,14 +96,14 @@ def stages(values: dict[str, Any], shared: Sequence[str] = ()) -> list[Stage]:
         if settings["command"] != "reports" and not any(text.startswith("experiment=") for text in overrides):
             overrides.append(f"language={values['language']['code']}")
         overrides += shared if settings["command"] == "train" else []
-        needed = sorted({before for text in overrides for before in re.findall(r"{(\w+)}", text)} - {"output"})
+        needed = sorted({before for text in overrides for before in re.findall(r"{(\w+)}", text)} & set(found))
         needed = needed or list(found) * (settings["command"] == "reports")
         told = json.dumps([settings["command"], overrides, [found[before].key for before in needed]])
         places = {"output": str(output), **{before: str(stage.folder) for before, stage in found.items()}}
         stage = Stage(
             name,
             settings["command"],
-            [text.format(**places) for text in overrides],
+            [_filled(text, places) for text in overrides],
             output / name,
             hashlib.sha256(told.encode()).hexdigest(),
             settings["minutes"],
@@ -113,6 +113,11 @@ def stages(values: dict[str, Any], shared: Sequence[str] = ()) -> list[Stage]:
         )
         found[name] = stage
     return list(found.values())
+
+
+def _filled(text: str, places: dict[str, str]) -> str:
+    """An override with the folders of the stages that it names; other braces are the user's own."""
+    return re.sub(r"{(\w+)}", lambda name: places.get(name[1], name[0]), text)
 
 
 def show(chain: list[Stage], output: Path) -> None:
@@ -145,8 +150,10 @@ def run(stage: Stage) -> None:
     if stage.folder.exists() and not (
         begun.exists() and json.loads(begun.read_text(encoding="utf-8"))["key"] == stage.key
     ):
-        number = next(n for n in range(1, 10**6) if not stage.folder.with_name(f"{stage.name}-old-{n}").exists())
-        stage.folder.rename(stage.folder.with_name(f"{stage.name}-old-{number}"))
+        aside = stage.folder.with_name(".old")
+        aside.mkdir(exist_ok=True)
+        number = next(n for n in range(1, 10**6) if not (aside / f"{stage.name}-{n}").exists())
+        stage.folder.rename(aside / f"{stage.name}-{number}")
     stage.marker.unlink(missing_ok=True)
     stage.folder.mkdir(parents=True, exist_ok=True)
     begun.write_text(told, encoding="utf-8")

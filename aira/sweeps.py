@@ -106,6 +106,10 @@ def optuna(
 
     library.logging.set_verbosity(library.logging.WARNING)
     search = {"overrides": overrides, "space": dict(space), "metric": metric}
+    if prune and "logger=none" in overrides:
+        raise AiraError(
+            "sweep.prune=true reads the trials' logs, and logger=none writes none: set one of them otherwise."
+        )
     _check_same(folder / "search.json", search)
     distributions: dict[str, Any] = {
         key: CategoricalDistribution(_listed(where))

@@ -57,7 +57,8 @@ def main() -> None:
     texts = [one[-1]["content"] for example in learnt for one in example.conversations]
     labels = np.array([label for example in learnt for label in example.labels])
 
-    examples, _, said = scorer_rows(given.task, given.data_dir, None, 0, given.cache_dir)
+    asked, said = scorer_rows(given.task, given.data_dir, None, 0, given.cache_dir)
+    examples = [row.example for row in asked]
     tested = [one[-1]["content"] for example in examples for one in example.conversations]
     toxic = np.array([label for example in examples for label in example.labels]) == TOXIC
     scorer = ScoringModel(str(folder / "export"))

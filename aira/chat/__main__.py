@@ -52,7 +52,7 @@ def _check(values: dict[str, Any]) -> None:
 def _rows(file: Path) -> Iterator[list[dict[str, str]]]:
     """The conversations of a file, each ending with the user's turn."""
     check_exists("input", str(file))
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
             messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]

@@ -116,7 +116,7 @@ class Chat:
             for path in (reward_model, toxicity_model)
         )
         self.max_new_tokens, self.guard_reads = max_new_tokens, guard_reads
-        self.sign = -1.0 if high_score == "toxic" else 1.0
+        self.sign = -1.0 if high_score == "toxic" and self.guard and self.guard.meaning != "harmless" else 1.0
         self.threshold = 0.0
         if threshold_logit is not None:
             self.threshold = threshold_logit

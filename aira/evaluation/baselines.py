@@ -67,6 +67,8 @@ def pair_baselines(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, np.
         or the longer wins, whichever did in training) and `bag_of_words` (logistic regression on the difference of
         TF-IDF). A pair has no majority: that baseline is chance.
     """
+    if len(train) < 10:  # too few to learn from
+        return dict.fromkeys(("length", "bag_of_words"), np.full(len(test), 0.5))
     longer = [np.sign([len(better) - len(worse) for better, worse in pairs]) for pairs in (train, test)]
     words = _words().fit([response for pair in train for response in pair])
     differences = [
@@ -94,8 +96,10 @@ def cross_fitted(
         [N] what each rule says of each row.
     """
     found: dict[str, np.ndarray] = {}
-    count = len(groups)
-    for train, test in GroupKFold(min(10, len(np.unique(groups)))).split(np.empty(count), groups=groups):
+    count, apart = len(groups), len(np.unique(groups))
+    if apart == 1:
+        return fit(np.empty(0, int), np.arange(count))
+    for train, test in GroupKFold(min(10, apart)).split(np.empty(count), groups=groups):
         for name, values in fit(train, test).items():
             found.setdefault(name, np.empty(count, values.dtype))[test] = values
     return found

@@ -145,7 +145,7 @@ def remember(run: Path, lines: Sequence[Line], limit: int | None) -> None:
     with (run / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         for line in lines:
             for task, score in line.scores.items():
-                name = task if limit is None else f"{task} (first {limit})"
+                name = task if limit is None else f"{task} ({limit} rows)"
                 row = {"task": name, "name": run.name if line.candidate else line.name, "candidate": line.candidate}
                 row |= {"value": score.value, "shown": str(score), "percent": score.percent}
                 file.write(json.dumps(row) + "\n")
@@ -208,10 +208,10 @@ def compare(folders: Sequence[str], seed: int) -> list[dict[str, Any]]:
     found = []
     for task in sorted(set(files[0]) & set(files[1])):
         first, second = (
-            {row["row"]: row for row in map(json.loads, one[task].read_text(encoding="utf-8").splitlines())}
+            {row["row"]: row for row in map(json.loads, one[task].read_text(encoding="utf-8").split("\n")[:-1])}
             for one in files
         )
-        both = [row for row in first if row in second]
+        both = [row for row in first if row in second and first[row].get("group") == second[row].get("group")]
         if both:
             values = np.array([[one[row]["value"] for row in both] for one in (first, second)])
             groups = np.array([first[row].get("group", i) for i, row in enumerate(both)])

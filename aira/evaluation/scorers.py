@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import move_data_to_device
 from aira.data.plan import fill_rows
 from aira.data.schemas import Message
 from aira.data.tokenize import encode_scorer, separator_id
-from aira.data.trees import Tree, pack, pad, tree_length
+from aira.data.trees import Tree, pack, pad, padded_length, tree_length
 from aira.errors import AiraError
 from aira.models.backbone import VERIFIED, context_length, load_config, load_model, load_tokenizer, score_label, scores
 
@@ -86,7 +86,7 @@ class ScoringModel:
         Returns:
             For each tree, the scores of its conversations.
         """
-        lengths = np.array([max(map(len, t.branches)) if self.padded else tree_length(t.branches) for t in trees])
+        lengths = np.array([(padded_length if self.padded else tree_length)(tree.branches) for tree in trees])
         found: list[list[float]] = [[] for _ in trees]
         longest_first = np.argsort(-lengths, kind="stable").tolist()
         for indices in fill_rows(longest_first, lengths, self.tokens_per_row, self.padded):

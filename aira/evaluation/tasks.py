@@ -212,9 +212,17 @@ def _sample_answers(language: str) -> Row:
     }
 
 
+class ScorerRow(NamedTuple):
+    """A row of a scorer's task."""
+
+    number: int  # of the task's whole data, counted from 0
+    example: Example
+    key: int  # its `prompt_key`
+
+
 def scorer_rows(
     task: str, data_dir: str | None, limit: int | None, seed: int, cache_dir: str
-) -> tuple[list[Example], list[int], list[str]]:
+) -> tuple[list[ScorerRow], list[str]]:
     """The rows of a scorer's task.
 
     Args:
@@ -223,7 +231,7 @@ def scorer_rows(
         cache_dir: where the tables of local files are kept.
 
     Returns:
-        Examples, their `prompt_key`s, and what is to be told: how many rows were dropped, and why.
+        The usable rows, and what is to be told: how many were dropped, and why.
     """
     known = SCORER_TASKS[task]
     columns = dict(known.columns or {})
@@ -235,16 +243,14 @@ def scorer_rows(
         source, split = read(known.hub, folder=known.folder, cache_dir=cache_dir), known.split
     rows = source.split(split)
     mapping = mapped_columns(known.kind, rows.column_names, columns, source.name)
-    examples: list[Example] = []
-    keys: list[int] = []
+    found: list[ScorerRow] = []
     dropped: dict[str, int] = {}
-    drawn = np.random.default_rng(seed).permutation(len(rows))[:limit]
-    for row in rows.select(np.sort(drawn)):
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit])
+    for number, row in zip(drawn.tolist(), rows.select(drawn), strict=True):
         try:
             example = read_example(known.kind, row, mapping)
         except BadRow as problem:
             dropped[str(problem)] = dropped.get(str(problem), 0) + 1
             continue
-        examples.append(example)
-        keys.append(prompt_key(example))
-    return examples, keys, [f"{task}: dropped {count} rows: {reason}." for reason, count in dropped.items()]
+        found.append(ScorerRow(number, example, prompt_key(example)))
+    return found, [f"{task}: dropped {count} rows: {reason}." for reason, count in dropped.items()]

@@ -29,6 +29,9 @@ CURVES = (
 NAMES = ("method.name", "model.name", "language.code", "data.name")
 """Keys that say which option of a group was chosen."""
 
+LOWER = ("loss", "/lr", "perplexity", "calibration_error")
+"""Ends of the names of metrics of which less is better."""
+
 LINES = 8
 """Runs that can be told apart by colour; of more, the best."""
 
@@ -66,6 +69,7 @@ class Part:
 
 def page(runs: list[Run], title: str) -> str:
     """The report on runs as HTML text."""
+    _name_apart(runs)
     monitor, mode = _monitor(runs)
     ranked = sorted(runs, key=lambda run: _rank(run, monitor, mode))
     sections = [_summary(ranked, monitor, mode)]
@@ -85,6 +89,17 @@ def page(runs: list[Run], title: str) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     shown = [part for part in sections if part.table or part.plots or part.parts or part.wide]
     return without_home(environment.from_string(template).render(title=title, subtitle=subtitle, sections=shown))
+
+
+def _name_apart(runs: list[Run]) -> None:
+    """Name runs that have one name by more of their folders."""
+    depth = 1
+    while len({run.name for run in runs}) < len({run.folder.resolve() for run in runs}):
+        depth += 1
+        for run in runs:
+            run.name = "/".join(run.folder.resolve().parts[-depth:])
+            for row in run.evaluations:
+                row["name"] = run.name if row["candidate"] else row["name"]
 
 
 def _told(run: Run) -> str:
@@ -128,7 +143,7 @@ def _summary(runs: list[Run], monitor: str, mode: str) -> Part:
     groups = [name.split(".")[0] for name in NAMES if name in changed]
     # of another method or model everything differs: its name says so
     keys = [key for key in changed if key in NAMES or key.split(".")[0] not in groups][:6]
-    lower = {name for name in names if name.endswith(("loss", "/lr")) or "energy" in name}
+    lower = {name for name in names if name.endswith(LOWER) or "energy" in name}
     rows = _numbers(runs, list(names), lower)
     for i, row in enumerate(rows):
         row[1:1] = [Cell(_short(changed[key][i]), "number" if _is_number(changed[key][i]) else "text") for key in keys]
@@ -157,7 +172,7 @@ def _sweep(trials: list[Run], monitor: str) -> Part:
         if len({str(value) for value in found}) > 1:
             columns[key] = found
     command = f"python train.py {shlex.join(trials[0].trial or [])}"
-    values = [run.metrics[monitor] for run in trials]
+    values = [run.metrics.get(monitor, math.nan) for run in trials]
     wide = plots.parallel(columns, monitor, values, 0) if columns else ""
     return Part("Sweep", "sweep", f"The best trial, {trials[0].name}, again:", command, wide=wide)
 

@@ -48,7 +48,8 @@ def find_runs(path: Path) -> list[Run]:
     """
     if not path.is_dir():
         raise AiraError(f"runs={path}: there is no such folder.")
-    folders = sorted({file.parent.parent for file in path.rglob(".hydra/config.yaml") if _is_run(file.parent.parent)})
+    found = {file.parent.parent for file in path.rglob(".hydra/config.yaml") if ".old" not in file.parts}
+    folders = sorted(folder for folder in found if _is_run(folder))
     if not folders:
         raise AiraError(f"runs={path}: no training run has written anything there.")
     return [read_run(folder) for folder in folders]
@@ -84,7 +85,7 @@ def _lines(file: Path, key: tuple[str, ...]) -> list[dict[str, Any]]:
     """Rows of a file; of those that were written twice, the later ones."""
     if not file.exists():
         return []
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     return list({tuple(row[name] for name in key): row for row in rows}.values())
 
 

@@ -100,6 +100,7 @@ def test_thresholds(exports):
     assert Chat(*paths).threshold == 0.25
     assert Chat(*paths, threshold=0.9).threshold == pytest.approx(math.log(9))
     assert Chat(*paths, threshold_logit=5).threshold == 5
+    assert Chat(*paths, high_score="toxic").sign == 1, "the model says itself what it means"
     for language, said in DEFAULT_MESSAGES.items():
         strict = Chat(*paths, threshold_logit=50, language=language, max_new_tokens=4)
         reply = strict.reply("Hi")

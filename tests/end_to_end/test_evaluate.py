@@ -11,7 +11,7 @@ import wandb
 
 from aira.config import compose_config
 from aira.errors import AiraError
-from aira.evaluating import evaluate
+from aira.evaluating import _main_figure, evaluate
 from aira.evaluation.results import Line, Score, compare, published, table
 from aira.models.backbone import load_model, load_tokenizer
 from aira.models.export import export
@@ -76,6 +76,24 @@ def test_tracked(exports, tmp_path, monkeypatch):
     assert list(offline.rglob("evaluation*.table.json"))
     logged = "".join(file.read_text() for file in run.glob("logs/*/metrics.csv"))
     assert "eval/reward/sample_preference_en/accuracy" in logged
+
+
+def test_rows_of_two_draws(exports, tmp_path):
+    """Catches a comparison of two evaluations that takes the rows of one for others of the other."""
+    for name, limit in (("few", 20), ("more", 60)):
+        measured(tmp_path / name, f"model.path={exports}/reward", f"eval.limit={limit}")
+    (found,) = compare([str(tmp_path / "few"), str(tmp_path / "more")], seed=0)
+    assert (found["rows"], found["difference"], found["low"], found["high"]) == (20, 0, 0, 0)
+    same = measured(tmp_path / "same", f"model.path={exports}/toxicity", "eval.limit=20")
+    told = measured(tmp_path / "told", f"model.path={exports}/toxicity", "eval.limit=20", "eval.high_score=toxic")
+    assert told == same, "the model says itself what a high score means"
+
+
+def test_the_figure_of_a_task():
+    """Catches a task whose figures are all behind filters of its own."""
+    figures = {"alias": "gsm8k", "exact_match,strict-match": 0.1, "exact_match_stderr,strict-match": 0.01}
+    assert _main_figure(figures) == "exact_match,strict-match"
+    assert _main_figure({"bleu,none": 3.0, "acc,none": 0.5, "acc_norm_stderr,none": 0.1}) == "acc,none"
 
 
 def test_several_models_and_which_is_better(exports, tmp_path):

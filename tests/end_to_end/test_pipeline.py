@@ -44,6 +44,12 @@ def test_what_is_run_again(tmp_path):
     assert changed == {"reward", "rejection_sampling", "dpo", "evaluation", "report"}
 
 
+def test_braces_of_the_user(tmp_path):
+    """Catches an override that is taken for a template, and a report on what was moved aside."""
+    columns = "data.columns={prompt: question, completion: answer}"
+    assert columns in planned(tmp_path, shared=[columns])["sft"].overrides
+
+
 @pytest.mark.parametrize(
     "overrides, shared, message",
     [

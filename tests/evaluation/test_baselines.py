@@ -37,6 +37,13 @@ def test_rules_for_pairs():
     assert found["bag_of_words"].tolist() == [1, 1, 1, 0.5]
 
 
+def test_few_rows():
+    """Catches a smoke test on a few rows that fails in the rules beside it."""
+    assert pair_baselines([("a", "b")] * 9, [("a", "b")])["bag_of_words"].tolist() == [0.5]
+    found = cross_fitted(lambda a, b: pair_baselines([("x", "y")] * len(a), [("x", "y")] * len(b)), np.zeros(3, int))
+    assert found["length"].tolist() == [0.5] * 3
+
+
 def test_nothing_is_learnt_from_the_rows_that_are_answered():
     groups = np.arange(30) // 2
     seen = []

@@ -1,5 +1,6 @@
 """The page: what stands in it is what the runs left behind, and nothing in it can run."""
 
+import json
 import re
 import sys
 from html.parser import HTMLParser
@@ -49,6 +50,22 @@ class Reader(HTMLParser):
             self.table[-1][-1] += data
         elif self._open in ("h1", "h2"):
             self.headings.append(data)
+
+
+def test_runs_of_one_name(make, tmp_path):
+    """Catches runs of two sweeps that take each other's place, and the largest perplexity marked as the best."""
+    for folder, value in (("a", 2.0), ("b", 3.0)):
+        run = make(f"{folder}/000", loss=value)
+        (run / "metrics.json").write_text(json.dumps({"val/loss": value, "val/perplexity": value}))
+        (run / "evaluations.jsonl").write_text(
+            json.dumps({"task": "t", "name": "000", "candidate": True, "value": 0.5, "shown": folder, "percent": True})
+        )
+    text = page([run for folder in "ab" for run in find_runs(tmp_path / "runs" / folder)], "Two")
+    tables = Reader(text).tables
+    assert [row[0] for row in tables["Summary"][1:]] == ["a/000", "b/000"]
+    assert {row[0]: row[1] for row in tables["Evaluation"][1:]} == {"a/000": "a", "b/000": "b"}
+    best = re.findall(r'<td class="[^"]*best[^"]*">([^<]*)</td>', text)
+    assert best and "3" not in best
 
 
 def test_a_sweep(make, tmp_path):
