@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CONF = Path(__file__).parent.parent / "conf"
+LAST = ("experiment", "sweep")  # their keys are those of other groups
 COMMANDS = {
     "train": "python train.py",
     "evaluate": "python evaluate.py",
@@ -34,9 +35,14 @@ def keys(file: Path, prefix: str) -> Iterator[tuple[str, str, str]]:
             yield ".".join([*prefix.split(), *path]), value.strip(), comment.strip()
 
 
-def table(file: Path, prefix: str = "") -> list[str]:
-    """Keys as Markdown."""
-    rows = [[f"`{key}`", f"`{value}`" if value else "", comment] for key, value, comment in keys(file, prefix)]
+def table(file: Path, known: dict[str, str], prefix: str = "") -> list[str]:
+    """Keys as Markdown; one that has no comment here has that of the file that it takes the key from."""
+    rows = []
+    for key, value, comment in keys(file, prefix):
+        key_itself = re.sub(r"^sweep\.spaces\.\w+\.", "", key)
+        comment = comment or known.get(key_itself, "")
+        known.setdefault(key, comment)
+        rows.append([f"`{key}`", f"`{value}`" if value else "", comment])
     lines = [
         " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") if cell[:1] != "`" else cell for cell in row)
         for row in rows
@@ -52,9 +58,10 @@ def reference() -> str:
         "Written from `conf/` by `python docs/reference.py`; every key is settable as `key=value`.",
         "",
     ]
+    known: dict[str, str] = {}
     for name, command in COMMANDS.items():
-        lines += [f"## `{command}`", "", *table(CONF / f"{name}.yaml")]
-    for group in sorted(folder for folder in CONF.iterdir() if folder.is_dir()):
+        lines += [f"## `{command}`", "", *table(CONF / f"{name}.yaml", known)]
+    for group in sorted((folder for folder in CONF.iterdir() if folder.is_dir()), key=lambda f: (f.name in LAST, f)):
         lines += [f"## Group `{group.name}`", ""]
         options = sorted(file for file in group.glob("*.yaml") if not file.stem.startswith("_"))
         first = {file.stem: file.read_text(encoding="utf-8").splitlines() for file in options}
@@ -67,7 +74,8 @@ def reference() -> str:
         shown = [base] if base.exists() else []
         shown += options if group.name in ("method", "callbacks", "logger") else []
         for file in shown:
-            found = table(file, group.name)
+            whole = "@package _global_" in file.read_text(encoding="utf-8")
+            found = table(file, known, "" if whole else group.name)
             lines += [*([f"`{file.stem}`:", ""] if file != base and found else []), *found]
     return "\n".join(lines).rstrip() + "\n"
 
