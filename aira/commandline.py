@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,17 @@ from aira.errors import AiraError, Stopped
 from aira.files import check_exists, check_writable, damage
 from aira.sweeps import examples
 
-IDENTITY_FREE = ("ckpt_path", "output_dir", "cache_dir", "debug", "method.cache_dir")
+IDENTITY_FREE = ("ckpt_path", "output_dir", "cache_dir", "debug", "method.cache_dir", "callbacks", "logger")
+"""Keys, and groups, on which no weight depends."""
 
 
 def identity(values: dict[str, Any]) -> dict[str, Any]:
     """The dotted keys of a configuration that say which run it is: two runs that share them compute the same."""
-    return {key: value for key, value in flat(values) if key not in IDENTITY_FREE}
+    return {
+        key: value
+        for key, value in flat(values)
+        if key not in IDENTITY_FREE and key.split(".")[0] not in IDENTITY_FREE and not isinstance(value, dict)
+    }
 
 
 def find_last(values: dict[str, Any]) -> Path:
@@ -45,7 +51,7 @@ def find_last(values: dict[str, Any]) -> Path:
         differing = [
             f"{key}={there.get(key)} there, {wanted.get(key)} here"
             for key in dict.fromkeys([*wanted, *there])
-            if wanted.get(key) != there.get(key) and not isinstance(wanted.get(key, there.get(key)), dict)
+            if wanted.get(key) != there.get(key)
         ]
         if not differing:
             broken = damage(checkpoint)
@@ -188,6 +194,9 @@ def readable_errors(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], 
         try:
             return run(cfg)
         except AiraError as error:
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            if {file.name for file in folder.iterdir()} <= {".hydra"}:  # nothing was begun
+                shutil.rmtree(folder)
             return fail(error, debug=cfg.debug)
         except KeyboardInterrupt:
             print("\nInterrupted.", file=sys.stderr)

@@ -279,6 +279,8 @@ def _source_missing(error: Exception, cfg: DictConfig | None) -> str:
             f"data={cfg.data.name} has no {kind} data for language={language}, which method={cfg.method.name} needs. "
             f"It has: {'; '.join(has)}. Choose another data group, or give a file with data.path=."
         )
+    if "hydra/launcher" in str(error) or "hydra/sweeper" in str(error):
+        return f"{str(error).splitlines()[0]}: pip install -e '.[cluster]' brings joblib and submitit_slurm."
     cause: BaseException | None = error
     while cause is not None and not str(cause).strip():
         cause = cause.__cause__

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets.exceptions import DatasetNotFoundError
 from hydra.core.hydra_config import HydraConfig
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
@@ -191,16 +192,24 @@ def _chat(
     model = load_model(path, tokenizer, added, **where).to(_device(values))
     language = PackedLM(model, tokenizer, suite["tokens_per_row"], _autocast(suite), max_length=suite["max_length"])
     manager, shots = TaskManager(), suite["num_fewshot"]
-    found = simple_evaluate(
-        language,
-        tasks=[harness_task(task, shots.get(task), suite["data_dir"], manager) for task in tasks],
-        task_manager=manager,
-        limit=suite["limit"],
-        use_cache=str(_store(values, model, f"lm {tokenizer.chat_template} {tokenizer.backend_tokenizer.to_str()}")),
-        apply_chat_template=suite["chat_template"],
-        fewshot_random_seed=1234 + values["seed"],
-        bootstrap_iters=1000,
-    )
+    try:
+        found = simple_evaluate(
+            language,
+            tasks=[harness_task(task, shots.get(task), suite["data_dir"], manager) for task in tasks],
+            task_manager=manager,
+            limit=suite["limit"],
+            use_cache=str(
+                _store(values, model, f"lm {tokenizer.chat_template} {tokenizer.backend_tokenizer.to_str()}")
+            ),
+            apply_chat_template=suite["chat_template"],
+            fewshot_random_seed=1234 + values["seed"],
+            bootstrap_iters=1000,
+        )
+    except (ConnectionError, DatasetNotFoundError) as error:
+        raise AiraError(
+            f"The data of {', '.join(tasks)} could not be read from the hub: {error}. eval.data_dir=<folder> reads "
+            "files instead, for the tasks of docs/evaluation.md."
+        ) from error
     line = Line(name, {}, candidate=True)
     for task in tasks:
         figures = found["results"][task]

@@ -91,6 +91,7 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
         _announce(values, data, model, steps, run)
     with _processes_named(run):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    signals.on_train_end(trainer, module)  # Lightning calls nothing where all steps were done before
     best = run / "checkpoints" / "best.ckpt" if values["export"] == "best" else None
     model = module.whole_model(torch.load(best, map_location="cpu", weights_only=True)["state_dict"] if best else None)
 
@@ -150,6 +151,7 @@ def _quiet() -> None:
         ".*does not have many workers.*",
         ".*`isinstance.treespec.*",
         ".*smaller than the logging interval.*",
+        ".*sync_dist=True.*",  # what is logged was added up over the processes
         ".*your dataloader is not resumable.*",  # the plan begins at the step that the run is at
         ".*`is_gradient_checkpointing` is deprecated.*",  # PEFT asks Transformers for it
     ):

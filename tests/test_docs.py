@@ -40,7 +40,7 @@ def commands():
 def test_a_documented_command_composes(command, monkeypatch):
     """Catches a documented key that was renamed; what the command does is tested where it is implemented."""
     monkeypatch.setenv("AIRA_DATA", "data")
-    words = shlex.split(os.path.expandvars(command), comments=True)
+    words = shlex.split(os.path.expandvars(re.sub(r"\$\(ls [^)]*\)", "x", command)), comments=True)
     name = next(word for word in words if word in CONFIGS)
     given = [re.sub(r"<[^>]*>|…", "x", word) for word in words[words.index(name) + 1 :] if word not in OPTIONS]
     own, shared = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])

@@ -55,6 +55,7 @@ class Samples(pl.Callback):
         """
         self._ask(model, "at the end", [], step)
         if self.limit:
+            print("\nCounting exact answers to training and held-out prompts …", flush=True)
             for name, split in (("train", data.train), ("val", data.validation)):
                 self.exact[name] = self._exact_match(model, data, split)
         return {f"exact_match/{name}": rate for name, (rate, _) in self.exact.items()}

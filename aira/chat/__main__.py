@@ -19,6 +19,8 @@ from aira.config import compose_config, plain
 from aira.errors import AiraError
 from aira.files import check_exists
 
+COMMANDS = "/why /reset /lang en|pt /quit"
+
 
 @command("chat")
 def main() -> None:
@@ -94,7 +96,7 @@ def talk(chat: Any, values: dict[str, Any]) -> None:
     """A conversation in the terminal."""
     history: list[dict[str, str]] = []
     reply, turn = None, 0
-    print("/why /reset /lang en|pt /quit", file=sys.stderr)
+    print(COMMANDS, file=sys.stderr)
     while True:
         try:
             said = input("> ").strip()
@@ -114,6 +116,8 @@ def talk(chat: Any, values: dict[str, Any]) -> None:
                 chat, history, turn = load(values), [], 0
             except AiraError as error:
                 print(f"Error: {error}", file=sys.stderr)
+        elif command.startswith("/"):
+            print(f"There is no command {command}: {COMMANDS}", file=sys.stderr)
         elif said:
             try:
                 reply = chat.reply(said, history, seed=values["seed"] + turn)

@@ -128,8 +128,8 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
         """The conversation as the Chatbot takes it, which reads HTML even where it renders no Markdown."""
         return [{**one, "content": html.escape(one["content"], quote=False)} for one in messages]
 
-    def refused(error: AiraError) -> Exception:
-        return gr.Error(html.escape(str(error)), print_exception=False)  # which Gradio shows as HTML
+    def refuse(error: AiraError) -> None:
+        gr.Warning(html.escape(str(error)), duration=20)  # which Gradio shows as HTML
 
     plain_text: dict[str, Any] = {"datatype": "str", "type": "array", "interactive": False, "wrap": True, "buttons": []}
     with gr.Blocks(title="Aira", analytics_enabled=False) as page:
@@ -219,13 +219,15 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
                     yield as_text(said), said, headed(code, "columns", table(several, code)), note, emptied
                     emptied = gr.skip()  # the next message may be being typed
             except AiraError as error:
-                raise refused(error) from error
+                refuse(error)
+                yield [gr.skip()] * 5
 
-        def look(code: str, text: str, part: str) -> dict[str, Any]:
+        def look(code: str, text: str, part: str) -> Any:
             try:
                 return headed(code, "rows", demo.search(code, text, part))
             except AiraError as error:
-                raise refused(error) from error
+                refuse(error)
+                return gr.skip()
 
         def begin(code: str) -> list[Any]:
             return [[], [], headed(code, "columns", []), gr.update(visible=False)]

@@ -57,8 +57,10 @@ def pick(row: Row, column: str | list[str]) -> Any:
 
 
 def text(row: Row, name: str) -> str:
-    """A column that must be non-empty text."""
+    """A column that must be non-empty text; a whole number, as a csv file has it, is text too."""
     value = row[name]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if value is None or value == "" or (isinstance(value, str) and not value.strip()):
         raise BadRow(f"empty {name}")
     if not isinstance(value, str):

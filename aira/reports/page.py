@@ -294,7 +294,7 @@ def _cost(runs: list[Run]) -> Part:
     energy = {
         run.name: 1000 * run.metrics["emissions/energy_kwh"] for run in there if "emissions/energy_kwh" in run.metrics
     }
-    drawn = [plots.bars("Energy, Wh (estimated by CodeCarbon)", energy, "Wh")] if energy else []
+    drawn = [plots.bars("Energy, Wh (by CodeCarbon)", energy, "Wh")] if energy else []
     return Part(
         "Cost", "cost", table=Table(["run", *names], _numbers(there, names, lower)) if names else None, plots=drawn
     )

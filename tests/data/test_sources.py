@@ -228,11 +228,12 @@ def test_pick():
     row = {"a": "x", "b": "", "c": "z", "d.e": "dotted", "answers": [{"text": "first"}, {"text": "second"}], "none": []}
     assert pick(row, ["a", "b", "c"]) == "x\n\nz"
     assert pick(row, "d.e") == "dotted"
+    assert pick({**row, "year": 1969}, ["a", "year"]) == "x\n\n1969"
     assert pick(row, "answers.1.text") == "second"
     with pytest.raises(BadRow, match=r"empty none\.0\.text"):
         pick(row, "none.0.text")
     with pytest.raises(BadRow, match="number is no text"):
-        pick({**row, "number": 5}, ["a", "number"])
+        pick({**row, "number": 5.5}, ["a", "number"])
 
 
 @pytest.mark.parametrize("path", ["answers.x", "answers.0.word", "plain.0", "absent"])

@@ -37,10 +37,11 @@ WANTS = {  # what a command names that is not here, and what it is answered
     "model=gpt2-124m": "hub",
     "eval.tasks=[hellaswag": "hub",
     "trainer=gpu": "The trainer cannot be set up",
-    "trainer=ddp": "",
+    "trainer=ddp ": "",
     "trainer=fsdp": "",
 }
-ROLES = {"chat_model": "sft", "reward_model": "reward", "toxicity_model": "toxicity"}
+CHAT = "gpt2-tiny-sft-en"
+ROLES = {"chat_model": CHAT, "reward_model": "reward", "toxicity_model": "toxicity"}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,8 @@ def folder(tmp_path_factory):
 
 def run_here(command, cwd):
     """Run a documented command on something tiny; its status, and what it printed."""
-    words = shlex.split(re.sub(r"\$AIRA_DATA", str(DATA), command), comments=True)
+    command = re.sub(r"\$\(ls [^)]*-sft-[^)]*\)", "newest-sft", command.replace("$AIRA_DATA", str(DATA)))
+    words = shlex.split(command, comments=True)
     name = next(word for word in words if word in {*ADDED, *NAMES})
 
     def newest(role=""):
@@ -69,16 +71,19 @@ def run_here(command, cwd):
 
     given = []
     for word in words:
-        role = ROLES.get(word.split("=")[0], "sft" if "method=dpo" in words else "")
+        role = ROLES.get(word.split("=")[0], CHAT if "method=dpo" in words else "")
         word = re.sub(r"outputs/<date>/<run>|<run>", lambda _, role=role: newest(role), word)
+        word = word.replace("newest-sft", newest(CHAT))
         if "<evaluation>" in word:
             compared = next(cwd.glob("measured/**/results.json")).parent
             word = word.replace("<evaluation>/<model>", str(compared))
         given.append(re.sub(r"<[^>]*>", "somebody", word))
     if name == "evaluate.py":
-        given = [f"model.path={newest('sft')}" if word == "model=smollm2-135m" else word for word in given]
+        given = [f"model.path={newest(CHAT)}" if word == "model=smollm2-135m" else word for word in given]
         if "eval=reward" in given:
             given.append(f"model.path={newest('reward')}")
+        elif not any(word.startswith(("model", "compare=", "--help")) for word in given):
+            given.append(f"model.path={newest(CHAT)}")
     given = ["model=llama-tiny" if word == "model=smollm2-135m" else word for word in given]
     given = ["sweep.trials=2" if word.startswith("sweep.trials=") else word for word in given]
     fixed = {"--help", "--cfg"} & set(given)
@@ -120,10 +125,10 @@ def test_a_documented_command_runs(command, folder):
     if "$AIRA_DATA" in command and not DATA.is_dir():
         pytest.skip("AIRA_DATA is not set and ../shared/data does not exist")
     if "compare=" in command:
-        both = "python evaluate.py 'models=[outputs/*/*-sft-en]' eval=sample hydra.run.dir=measured"
-        assert run_here(both, folder)[0] == 0
+        first = run_here("python evaluate.py model.path=newest-sft eval=sample hydra.run.dir=measured", folder)
+        assert first[0] == 0, first[1]
     status, printed = run_here(command, folder)
-    wanted = next((text for word, text in WANTS.items() if word in command and "--cfg" not in command), None)
+    wanted = next((text for word, text in WANTS.items() if word in f"{command} " and "--cfg" not in command), None)
     hub = "eval=aira-en" in command and "eval.data_dir" not in command
     if wanted is None and not hub:
         assert status == 0, printed
