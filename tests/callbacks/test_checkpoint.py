@@ -25,7 +25,12 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, number):
                 raise OSError(number, "the library's own words")
 
         return SimpleNamespace(
-            save_checkpoint=write, is_global_zero=True, global_step=step, enable_validation=False, val_check_batch=1
+            save_checkpoint=write,
+            is_global_zero=True,
+            global_step=step,
+            enable_validation=False,
+            val_check_batch=1,
+            callback_metrics={},
         )
 
     callback.on_train_batch_end(save("whole", 2), None, None, None, 0)
