@@ -85,6 +85,8 @@ def check(config_name: str) -> None:
     if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.config_name or arguments.info:
         return
     try:
+        if arguments.multirun and arguments.cfg:
+            raise AiraError("--cfg shows one composition: leave out --multirun (-m).")
         if arguments.multirun:
             from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 

@@ -36,7 +36,7 @@ def commands():
                         yield pytest.param(part, id=f"{file.name}: {part.strip()}")
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", list(commands()))
 def test_a_documented_command_composes(command, monkeypatch):
     """Catches a documented key that was renamed; what the command does is tested where it is implemented."""
     monkeypatch.setenv("AIRA_DATA", "data")

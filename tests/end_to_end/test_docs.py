@@ -73,7 +73,7 @@ def run_here(command, cwd):
     for word in words:
         role = ROLES.get(word.split("=")[0], CHAT if "method=dpo" in words else "")
         word = re.sub(r"outputs/<date>/<run>|<run>", lambda _, role=role: newest(role), word)
-        word = word.replace("newest-sft", newest(CHAT))
+        word = word.replace("newest-sft", newest(CHAT)) if "newest-sft" in word else word
         if "<evaluation>" in word:
             compared = next(cwd.glob("measured/**/results.json")).parent
             word = word.replace("<evaluation>/<model>", str(compared))
@@ -115,7 +115,7 @@ NAMES = ("aira.reports", "aira.models.push", "aira.pipeline", "aira.chat.demo")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", list(commands()))
 def test_a_documented_command_runs(command, folder):
     """Catches a documented command that fails, or that ends with a traceback where something is missing."""
     if "aira.chat.demo" in command:

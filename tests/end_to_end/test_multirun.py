@@ -24,6 +24,13 @@ def test_two_models_side_by_side(tmp_path):
     assert all((tmp_path / "sweep" / name / "export" / "model.safetensors").exists() for name in found)
 
 
+def test_the_launcher_of_a_cluster_composes(tmp_path):
+    """Catches a launcher whose settings are not found, and Hydra's traceback where --cfg is asked of a sweep."""
+    shown = run("hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=1", "--cfg", "hydra", cwd=tmp_path)
+    assert "submitit_launcher.SlurmLauncher" in shown and "gpus_per_node: 1" in shown
+    assert "leave out --multirun" in run("-m", "seed=1,2", "--cfg", "hydra", cwd=tmp_path, status=2)
+
+
 @pytest.mark.slow
 def test_a_failing_trial_and_two_processes(tmp_path):
     """Catches a trial that takes the sweep with it, and DDP children that run the sweep again."""
