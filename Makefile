@@ -14,7 +14,8 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
 test-all: test lint
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow tests/test_mutations.py $(ARGS)
+	$(BIN)/python -m pytest -m slow --ignore tests/test_mutations.py $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
