@@ -10,6 +10,7 @@ tensor, and the step that ``best.ckpt`` is of.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -73,7 +74,8 @@ def main() -> int:
         time.sleep(moment)
         while number % 2 and process.poll() is None and not list(folder.glob(f"{CHECKPOINTS}/*.part")):
             pass
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         last = [file for name in ("last", "previous") for file in folder.glob(f"{CHECKPOINTS}/{name}.ckpt")]
         parts = [file.name for file in folder.glob(f"{CHECKPOINTS}/*.part")]
