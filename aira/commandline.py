@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from aira.config import compose_config, conf_file, flat, notices, parse_override, plain
 from aira.errors import AiraError, Stopped
-from aira.files import check_exists, check_writable, damage
+from aira.files import check_exists, check_writable, damage, newest_first
 from aira.sweeps import examples
 
 IDENTITY_FREE = ("ckpt_path", "output_dir", "cache_dir", "debug", "method.cache_dir", "callbacks", "logger")
@@ -41,9 +41,8 @@ def find_last(values: dict[str, Any]) -> Path:
     """
     wanted = identity(values)
     others: list[tuple[int, str]] = []
-    folder = Path(values["output_dir"])
-    files = [file for name in ("last", "previous") for file in folder.glob(f"*/*/checkpoints/{name}.ckpt")]
-    for checkpoint in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
+    files = newest_first(values["output_dir"], "*/*/checkpoints/*.ckpt")
+    for checkpoint in (file for file in files if file.stem in ("last", "previous")):
         try:
             there = identity(plain(OmegaConf.load(run_of(checkpoint) / ".hydra" / "config.yaml")))
         except (OSError, OmegaConfBaseException):  # written by another version of conf/, so another configuration

@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from aira.errors import AiraError, nearest
+from aira.errors import AiraError, nearest, reason_of
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -62,7 +62,6 @@ AT_LEAST: dict[str, float] = {
     "eval.max_length": 2,
     "eval.tokens_per_row": 1,
     "callbacks.samples.exact_match": 0,
-    "method.beta": 0,
     "method.center_rewards_coefficient": 0,
     "method.label_smoothing": 0,
     "method.sft_weight": 0,
@@ -80,7 +79,7 @@ AT_LEAST: dict[str, float] = {
     "trainer.max_epochs": 1,
     "trainer.num_nodes": 1,
 }
-ABOVE_0 = ("trainer.val_check_interval", "repetition_penalty")
+ABOVE_0 = ("method.beta", "repetition_penalty", "trainer.val_check_interval")
 
 OPEN = ("hydra.", "model.config.", "model.checkpoints.")
 """Where a key that is not in conf/ may be added with `+`."""
@@ -280,11 +279,11 @@ def _source_missing(error: Exception, cfg: DictConfig | None) -> str:
             f"It has: {'; '.join(has)}. Choose another data group, or give a file with data.path=."
         )
     if "hydra/launcher" in str(error) or "hydra/sweeper" in str(error):
-        return f"{str(error).splitlines()[0]}: pip install -e '.[cluster]' brings joblib and submitit_slurm."
+        return f"{reason_of(error)}: pip install -e '.[cluster]' brings joblib and submitit_slurm."
     cause: BaseException | None = error
     while cause is not None and not str(cause).strip():
         cause = cause.__cause__
-    return str(cause).strip().splitlines()[0] if cause else type(error).__name__
+    return reason_of(cause or error)
 
 
 def _check_values(values: dict[str, Any]) -> None:
@@ -340,8 +339,6 @@ def _check_method(method: dict[str, Any]) -> None:
         raise AiraError(f"method.loss={loss} has no label smoothing; method.label_smoothing={smoothing} must be 0.")
     if loss in ("simpo", "orpo") and method["reference"]:
         raise AiraError(f"method.loss={loss} has no reference; method.reference must be null.")
-    if method.get("beta") == 0:
-        raise AiraError("method.beta=0: it must be above 0.")
     weights = method.get("class_weights")
     if not (weights in (None, "balanced") or (isinstance(weights, list) and len(weights) == 2)):
         raise AiraError(f"method.class_weights={weights}: valid are null, balanced, and [harmless, toxic] as numbers.")

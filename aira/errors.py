@@ -24,6 +24,11 @@ class Stopped(Exception):
         self.signum = signum
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of an error that says something, or its type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """Sentences that name the valid option nearest to `name`, or all of them where they are few or none is near."""
     options = sorted(options)

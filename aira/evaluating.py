@@ -32,7 +32,7 @@ from aira.evaluation.results import Line, Score, class_table, compare, published
 from aira.evaluation.scorers import ScoringModel
 from aira.evaluation.statistics import beside, class_figures
 from aira.evaluation.tasks import SCORER_TASKS, ScorerRow, check, harness_task, scorer_rows
-from aira.files import run_of_export, without_home
+from aira.files import newest_first, run_of_export, without_home
 from aira.models.backbone import content, load_config, load_model, load_tokenizer, score_label
 from aira.models.export import model_card
 from aira.reports.page import page
@@ -119,13 +119,13 @@ def _models(values: dict[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for given in values["models"] or [values["model"]["path"]]:
         if given == "last":
-            exports = glob.glob(f"{glob.escape(values['output_dir'])}/*/*/export/config.json")
+            exports = newest_first(values["output_dir"], "*/*/export/config.json")
             if not exports:
                 raise AiraError(
                     f"model.path=last: no run below {values['output_dir']}/ has an export. Train first (python "
                     "train.py), or name a model: model.path=<folder or hub id>, or model=gpt2-124m."
                 )
-            paths = [str(Path(max(exports, key=lambda file: Path(file).stat().st_mtime)).parent)]
+            paths = [str(exports[0].parent)]
         elif "*" in given:
             paths = sorted(glob.glob(given))
             if not paths:

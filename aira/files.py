@@ -57,6 +57,11 @@ def no_room(error: BaseException | None) -> bool:
     return False
 
 
+def newest_first(folder: str | Path, pattern: str) -> list[Path]:
+    """The files below a folder of a glob pattern's form, the one that was changed last first."""
+    return sorted(Path(folder).glob(pattern), key=lambda file: file.stat().st_mtime, reverse=True)
+
+
 LOCAL = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".gguf")
 """Endings of files; no hub id is taken to have them."""
 

@@ -27,7 +27,7 @@ from aira.callbacks.throughput import Throughput
 from aira.config import build, plain
 from aira.data.module import DataModule
 from aira.environment import environment
-from aira.errors import AiraError
+from aira.errors import AiraError, reason_of
 from aira.models.backbone import context_length, load_config, load_model, load_tokenizer
 from aira.models.export import export, model_card
 from aira.reports.page import page
@@ -137,7 +137,7 @@ def _processes_named(run: Path) -> Iterator[None]:
             raise
         last = run / "checkpoints" / "last.ckpt"
         ways_on = f"Go on with ckpt_path={last}." if last.exists() else "No checkpoint was written yet."
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise AiraError(
             "Another process of this run has ended or cannot be reached; if it said why, that stands above. "
             f"{ways_on} ({reason})"

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from aira.environment import differences, environment
-from aira.errors import AiraError, nearest
+from aira.errors import AiraError, nearest, reason_of
 from aira.files import no_room
 
 STATE = frozenset({"state_dict", "optimizer_states", "callbacks", "global_step"})
@@ -27,7 +27,7 @@ def read_shapes(path: Path) -> dict[str, torch.Size]:
     try:
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = reason_of(error)
         raise AiraError(f"ckpt_path={path}: this is no checkpoint of Aira: {reason}") from error
     missing = STATE - found.keys() if isinstance(found, dict) else STATE
     if missing:

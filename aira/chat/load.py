@@ -3,11 +3,10 @@
 import os
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 from aira.errors import AiraError
-from aira.files import check_exists
+from aira.files import check_exists, newest_first
 
 ROLES = {"chat_model": "chat", "reward_model": "reward", "toxicity_model": "toxicity"}
 
@@ -60,8 +59,7 @@ def _last(role: str, language: str, output_dir: str) -> str | None:
     """The newest export of a role in a language; None for a scorer where there is none."""
     from aira.chat.pipeline import language_of, role_of
 
-    files = sorted(Path(output_dir).glob("*/*/export/config.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for export in (file.parent for file in files):
+    for export in (file.parent for file in newest_first(output_dir, "*/*/export/config.json")):
         if role_of(export) == role and language_of(str(export)) == language:
             return str(export)
     if role == "chat":

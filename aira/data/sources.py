@@ -12,7 +12,7 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset
 
-from aira.errors import AiraError
+from aira.errors import AiraError, reason_of
 from aira.files import check_exists, content_hash, no_room
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -65,7 +65,7 @@ def read(path: str, *, revision: str | None = None, folder: str | None = None, c
     try:
         splits = load_dataset(path, revision=revision, data_dir=folder)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetNotFoundError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = reason_of(error)
         raise AiraError(
             f"The data set {path} could not be loaded from the hub: {reason}\n"
             "If the hub cannot be reached: data.path=<file or folder> takes a local copy; data=sample needs none."

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from aira.data.trees import Row
-from aira.errors import AiraError
+from aira.errors import AiraError, reason_of
 from aira.files import check_exists
 from aira.models.attention import Cached, added_mask, dense_mask
 from aira.models.template import apply_template, prepare_scorer
@@ -197,9 +197,7 @@ def load_model(
         model = _add_lora(model, lora, added, head)
     if compile:
         unwrap(model).base_model.compile(dynamic=True)
-    training: nn.Module = (
-        model.train()
-    )  # Transformers loads in evaluation mode, where dropout and checkpointing are off
+    training: nn.Module = model.train()  # Transformers loads in evaluation mode, without dropout and checkpointing
     return training
 
 
@@ -222,7 +220,7 @@ def _explained(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = reason_of(error)
         if "safetensors" in reason:
             raise AiraError(f"The model {path} has no weights as safetensors. {PICKLES}") from error
         raise AiraError(

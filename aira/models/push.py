@@ -5,14 +5,13 @@ The card is written anew before, with what evaluate.py found since. Nothing is s
 
 import re
 import sys
-from typing import Any
 
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from aira.commandline import command
 from aira.config import compose_config, plain
-from aira.errors import AiraError
+from aira.errors import AiraError, reason_of
 from aira.files import run_of_export
 
 
@@ -60,8 +59,7 @@ def push(run: str, repo: str, *, private: bool, send: bool) -> None:
         api.create_repo(repo, private=private, exist_ok=True)
         print(f"Sent: {api.upload_folder(repo_id=repo, folder_path=export, commit_message=f'{made.name}, by Aira')}")
     except (LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        reason: Any = str(error).strip().splitlines() or [type(error).__name__]
-        raise AiraError(f"The hub did not take it: {reason[0]} (`hf auth login` logs in.)") from error
+        raise AiraError(f"The hub did not take it: {reason_of(error)} (`hf auth login` logs in.)") from error
 
 
 if __name__ == "__main__":
