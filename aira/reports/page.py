@@ -73,8 +73,9 @@ def page(runs: list[Run], title: str) -> str:
     monitor, mode = _monitor(runs)
     ranked = sorted(runs, key=lambda run: _rank(run, monitor, mode))
     sections = [_summary(ranked, monitor, mode)]
-    if sum(run.trial is not None and run.finished for run in runs) > 1:
-        sections.append(_sweep([run for run in ranked if run.finished and run.trial is not None], monitor))
+    trials = [run for run in ranked if run.trial is not None and monitor in run.metrics]
+    if len(trials) > 1:
+        sections.append(_sweep(trials, monitor))
     sections += [
         _curves(ranked[:LINES]),
         _evaluated(ranked),
@@ -172,7 +173,7 @@ def _sweep(trials: list[Run], monitor: str) -> Part:
         if len({str(value) for value in found}) > 1:
             columns[key] = found
     command = f"python train.py {shlex.join(trials[0].trial or [])}"
-    values = [run.metrics.get(monitor, math.nan) for run in trials]
+    values = [run.metrics[monitor] for run in trials]
     wide = plots.parallel(columns, monitor, values, 0) if columns else ""
     return Part("Sweep", "sweep", f"The best trial, {trials[0].name}, again:", command, wide=wide)
 
