@@ -229,8 +229,15 @@ def _check_key(override: Override, defaults: DictConfig) -> None:
             if key.startswith(OPEN):
                 return
             text += " adds a key that nothing reads"
+        readers = [name for name in options("method") if key.removeprefix("method.") in _own_keys(name)]
+        chosen = defaults.hydra.runtime.choices.get("method")
+        if chosen and readers and chosen not in readers:
+            raise AiraError(
+                f"{text}: method={chosen} does not read it. method.{key.removeprefix('method.')} is for "
+                f"{' and '.join(f'method={name}' for name in readers)}."
+            )
         names = [name for name in known if not name.startswith(UNNAMED)] + groups()
-        raise AiraError(f"{text}: there is no key or group '{key}'. {nearest(key, names)}")
+        raise AiraError(f"{text}: there is no key or group '{key}'. {nearest(ELSEWHERE.get(key, key), names)}")
     if key.startswith("hydra."):
         return
     if override.is_delete():
@@ -243,8 +250,23 @@ def _check_key(override: Override, defaults: DictConfig) -> None:
         raise AiraError(f"{text}: {key} is {wrong}.")
 
 
-UNNAMED = ("hydra", "method.lr", "model.lr")
+def _own_keys(method: str) -> set[str]:
+    """The keys that a method's file has beyond those of every method."""
+    shared, own = (set(OmegaConf.load(CONF / "method" / f"{name}.yaml")) for name in ("_base", method))
+    return {str(key) for key in own - shared - {"defaults"}}
+
+
+UNNAMED = ("hydra", "method.lr", "model.lr", "model.epochs")
 """Keys that are not proposed for a misspelt one."""
+
+ELSEWHERE = {
+    "learning_rate": "optimizer.lr",
+    "num_train_epochs": "trainer.max_epochs",
+    "epochs": "trainer.max_epochs",
+    "per_device_train_batch_size": "data.batch_size",
+    "gpus": "trainer.devices",
+}
+"""What TRL, Transformers and others call keys that have another name here."""
 
 
 def _type_expected(key: str, value: Any, default: Any) -> str | None:

@@ -33,7 +33,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """Sentences that name the valid option nearest to `name`, or all of them where they are few or none is near."""
     options = sorted(options)
     same_key = [option for option in options if option.split(".")[-1] == name]  # `lr` for `optimizer.lr`
-    close = same_key or get_close_matches(name.lower(), options, n=1, cutoff=0.5)
+    close = same_key or get_close_matches(name.lower(), options, n=1, cutoff=0.6)
     said = [f"Did you mean {' or '.join(map(repr, close))}?"] if close else []
     if len(options) <= (6 if close else 40):
         said.append(f"Valid: {', '.join(options)}." if options else "There is none yet.")
