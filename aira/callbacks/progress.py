@@ -13,10 +13,14 @@ class Progress(TQDMProgressBar):
     def __init__(self) -> None:
         super().__init__(refresh_rate=1 if sys.stdout.isatty() else 50)  # a file gets a line now and then
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Name the bar."""
-        super().on_train_epoch_start(trainer)
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """A bar for the whole run, from the step that it begins or goes on at."""
+        super().on_train_start(trainer)
+        self.train_progress_bar.total, self.train_progress_bar.initial = trainer.max_steps, trainer.global_step
         self.train_progress_bar.set_description("Training")
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Lightning would start the bar over."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """What stands at the bar's end."""
