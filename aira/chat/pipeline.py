@@ -18,7 +18,7 @@ from aira.models.backbone import context_length, load_config, load_model, load_t
 from aira.models.generation import answer, prompt_ids
 from aira.models.template import use_own_template, without_control_tokens
 
-CHOSEN, OUTSCORED, FLAGGED, EMPTY = "chosen", "outscored", "flagged", "empty"
+CHOSEN, UNCHOSEN, FLAGGED, EMPTY = "chosen", "unchosen", "flagged", "empty"
 
 DEFAULT_MESSAGES = {
     "en": "I am sorry, I have no good answer to that. Could you ask in another way?",
@@ -34,7 +34,7 @@ class Candidate:
     text: str
     reward: float | None = None  # of the reward model, where there is one; the higher, the better
     harmless: float | None = None  # probability, by the toxicity model where there is one
-    fate: str = ""  # chosen, outscored, flagged or empty
+    fate: str = ""  # chosen, unchosen, flagged or empty
 
 
 @dataclass
@@ -236,8 +236,8 @@ class Chat:
         limit = _sigmoid(self.threshold)
         for one in candidates:
             flagged = guard and one.harmless is not None and one.harmless < limit
-            one.fate = EMPTY if not one.text else FLAGGED if flagged else OUTSCORED
-        left = [one for one in candidates if one.fate == OUTSCORED]
+            one.fate = EMPTY if not one.text else FLAGGED if flagged else UNCHOSEN
+        left = [one for one in candidates if one.fate == UNCHOSEN]
         best = max(left, key=lambda one: one.reward or 0.0, default=None)  # the first of equal ones
         if best:
             best.fate = CHOSEN

@@ -56,7 +56,7 @@ def test_a_conversation(exports, monkeypatch, capsys):
     out, err = capsys.readouterr()
     nothing, first, why, second, third = [text.lstrip("> ") for text in out.split("\n> ")[:5]]
     assert nothing == "Nothing was answered yet." and first == third != second
-    assert sorted(line.split()[0] for line in why.splitlines()) == ["chosen", "outscored", "reward"]
+    assert sorted(line.split()[0] for line in why.splitlines()) == ["chosen", "reward", "unchosen"]
     assert "there is no such language" in err
 
 

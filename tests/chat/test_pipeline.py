@@ -88,7 +88,7 @@ def test_what_becomes_of_candidates(chat):
         Candidate("", reward=9.0, harmless=1.0),
     ]
     assert chat.choose(several).text == "c"
-    assert [one.fate for one in several] == ["outscored", "flagged", "chosen", "empty"]
+    assert [one.fate for one in several] == ["unchosen", "flagged", "chosen", "empty"]
     assert chat.choose(several, guard=False).text == "b"
     assert chat.choose(several[1:2]) is None
     chat.threshold = kept
