@@ -11,7 +11,8 @@ import wandb
 
 from aira.config import compose_config
 from aira.errors import AiraError
-from aira.evaluating import _main_figure, evaluate
+from aira.evaluating import evaluate
+from aira.evaluation.measure import _main_figure
 from aira.evaluation.results import Line, Score, compare, published, table
 from aira.models.backbone import load_model, load_tokenizer
 from aira.models.export import export
