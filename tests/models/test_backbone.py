@@ -107,7 +107,7 @@ def test_gradient_checkpointing_changes_no_gradient(folder):
 
 
 def test_an_export_is_loaded_as_it_is(folder, tmp_path):
-    """Catches tokens added twice, embeddings that are reset, and weights that only their writer can read."""
+    """Catches tokens added twice, embeddings that are reset, weights only their writer can read, another activation."""
     model, tokenizer, added = load(folder)
     with torch.no_grad():
         model.get_input_embeddings().weight[added] += 1
@@ -120,6 +120,10 @@ def test_an_export_is_loaded_as_it_is(folder, tmp_path):
         assert added_again == []
         for name, weight in model.state_dict().items():
             torch.testing.assert_close(again.state_dict()[name], weight, atol=0, rtol=0)
+    there, here = (AutoModelForCausalLM.from_pretrained(path) for path in (folder, tmp_path / "run/export"))
+    assert getattr(here.config, "activation_function", 0) == getattr(there.config, "activation_function", 0)
+    ids = torch.arange(20)[None]
+    torch.testing.assert_close(model.eval()(ids).logits, here(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 def umask():
