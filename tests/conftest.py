@@ -1,12 +1,16 @@
 """What all tests share: no network, a cache of their own, the real data where it is."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
-os.environ.setdefault("AIRA_CACHE", tempfile.mkdtemp(prefix="aira-cache-"))
+if "AIRA_CACHE" not in os.environ:
+    os.environ["AIRA_CACHE"] = tempfile.mkdtemp(prefix="aira-cache-")
+    atexit.register(shutil.rmtree, os.environ["AIRA_CACHE"], ignore_errors=True)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # the workers share the cores
 
