@@ -73,8 +73,14 @@ class Samples(pl.Callback):
                 logger.log_table("samples", ["question", "answer"], [list(pair) for pair in self.answers], step=step)
 
     def _exact_match(self, model: nn.Module, data: DataModule, split: Split) -> tuple[float, int]:
-        """The fraction of a split's first rows whose answer is the completion, letter for letter, and their number."""
-        conversations = [example.conversations[0] for example in data.examples(split, split.index[: self.limit])]
+        """The fraction of a split's first rows whose answer is the completion, letter for letter, and their number.
+
+        Rows that were cut to data.max_length are left out: their completion was not learnt as a whole.
+        """
+        whole = split.index[~split.cut][: self.limit]
+        if not len(whole):
+            return 0.0, 0
+        conversations = [example.conversations[0] for example in data.examples(split, whole)]
         asked = [messages[:-1] for messages in conversations]
         longest = max(len(self.tokenizer.encode(messages[-1]["content"])) for messages in conversations)
         said = answer(model, self.tokenizer, asked, longest + 1)

@@ -15,7 +15,18 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from aira.data.plan import Plan, Step
-from aira.data.schemas import SCHEMAS, BadRow, Example, last_key, mapped_columns, prompt_key, read_example, text_key
+from aira.data.schemas import (
+    SCHEMAS,
+    BadRow,
+    Example,
+    last_key,
+    mapped_columns,
+    pick,
+    prompt_key,
+    read_example,
+    text_key,
+    tops,
+)
 from aira.data.sources import read
 from aira.data.tokenize import separator_id, tokenize, usable
 from aira.data.trees import Row, Tree, pack, pad
@@ -44,7 +55,7 @@ class Split:
 
     def __init__(self, rows: Dataset, encoded: Dataset, index: np.ndarray) -> None:
         self.rows, self.encoded, self.index = rows, encoded, index
-        self.lengths, self.targets = self._column("length"), self._column("targets")
+        self.lengths, self.targets, self.cut = map(self._column, ("length", "targets", "cut"))
         self.prompts = np.stack([self._column("prompt"), self._column("last")])  # [2, examples]
 
     def __len__(self) -> int:
@@ -210,11 +221,15 @@ class DataModule(pl.LightningDataModule):
                     mapping = mapped_columns(self.kind, rows.column_names, self.columns, file)
                 except AiraError:
                     names = {names[0] for names in SCHEMAS[self.kind].columns}
-                    names = TEXTS if names <= TEXTS else names
-                    columns = {(self.columns or {}).get(name, name) for name in names} & set(rows.column_names)
+                    given = [(self.columns or {}).get(name, name) for name in (TEXTS if names <= TEXTS else names)]
+                    columns = [column for column in given if tops(column) <= set(rows.column_names)]
                     if not columns:
                         raise
-                    keys += [text_key(said) for column in columns for said in rows[column] if isinstance(said, str)]
+                    for row in rows:
+                        for column in columns:
+                            with contextlib.suppress(BadRow):
+                                said = pick(row, column)
+                                keys += [text_key(said)] if isinstance(said, str) else []
                     continue
                 for row in rows:
                     with contextlib.suppress(BadRow):

@@ -147,13 +147,13 @@ def preference(row: Row) -> Example:
         names = sorted(("0", "1"), key=lambda name: -row[f"score_{name}"])
         asked = row["question"]
         prompt = _turns(asked["full_text"] if isinstance(asked, Mapping) else asked, "user", "question")
-        chosen, rejected = (prompt + _turns(row[f"answer_{name}"], "assistant", "response") for name in names)
+        chosen, rejected = (_answered(prompt, row[f"answer_{name}"]) for name in names)
     else:
         prompted = next((name for name in ("prompt", "instruction", "conversations") if name in row), None)
         pair = [row.get(name, row.get(f"{name}_response")) for name in ("chosen", "rejected")]
         if prompted:
             prompt = _turns(row[prompted], "user", prompted)
-            chosen, rejected = (prompt + _turns(response, "assistant", "response") for response in pair)
+            chosen, rejected = (_answered(prompt, response) for response in pair)
         else:
             chosen, rejected = (transcript(whole) if isinstance(whole, str) else conversation(whole) for whole in pair)
             if chosen[:-1] != rejected[:-1]:
@@ -209,11 +209,22 @@ def _turns(value: Any, role: str, name: str) -> list[Message]:
     return messages(value if isinstance(value, list) else [value])
 
 
+def _answered(prompt: list[Message], response: Any) -> list[Message]:
+    """A response after its prompt; one that is a whole dialogue has it already."""
+    said = _turns(response, "assistant", "response")
+    return prompt + said if said[0]["role"] == "assistant" else said
+
+
 def _number(value: Any) -> float:
     try:
         return float(value or 0)
     except (TypeError, ValueError) as error:
         raise BadRow(f"{value!r} is no number") from error
+
+
+def tops(column: str | list[str]) -> set[str]:
+    """The columns of the data that a mapping's paths begin with; see `pick`."""
+    return {name.split(".")[0] for name in (column if isinstance(column, list) else [column])}
 
 
 class Schema(NamedTuple):
@@ -256,8 +267,7 @@ def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | No
     schema = SCHEMAS[kind]
 
     def there(column: str | list[str]) -> bool:
-        names = column if isinstance(column, list) else [column]
-        return all(name in available or name.split(".")[0] in available for name in names)
+        return tops(column) <= {*available, *(name.split(".")[0] for name in available)}
 
     known = {name for names in schema.columns for name in names} | set(schema.optional)
     for name in columns:

@@ -117,6 +117,7 @@ def encode_scorer(
             texts = [segment(prompt), response["content"]] if prompt else [response["content"]]
             ids = tokenizer(*texts, verbose=False)["input_ids"]
             kept = tokenizer(*texts, truncation=True, max_length=max_length)["input_ids"]
+            tokenizer.backend_tokenizer.no_truncation()  # or the cache's key and the export would have it, too
         else:
             whole, ranges = render(tokenizer, messages)
             encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

@@ -175,6 +175,7 @@ FORMS = {
         "rejected": {"from": "gpt", "value": "b"},
     },
     "dialogues": {"chosen": turns("q", "a"), "rejected": turns("q", "b")},
+    "a prompt and dialogues": {"prompt": "q", "chosen": turns("q", "a"), "rejected": turns("q", "b")},
     "transcripts": {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
     "comparison": {"question": "q", "answer_0": "b", "answer_1": "a", "score_0": -0.5, "score_1": 0.5},
 }
@@ -273,6 +274,13 @@ def test_excluded_prompts(write, load):
     assert any("excluded 2 of 8 rows" in line for line in made.said)
     with pytest.raises(AiraError, match="leaves no row"):
         load("method=dpo", f"data.path={path}", exclude=[path])
+    parts = [{"head": f"Question {i}", "tail": "now?", "completion": "a"} for i in range(8)]
+    made = load(
+        f"data.path={write('b.jsonl', parts)}",
+        columns={"prompt": ["head", "tail"]},
+        exclude=[write("t.jsonl", [{"head": "question 3", "tail": "now?"}])],
+    )
+    assert any("excluded 1 of 8 rows" in line for line in made.said)
 
 
 def test_prompt_key():

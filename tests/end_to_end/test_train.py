@@ -104,6 +104,17 @@ def test_loggers(tmp_path):
     assert {"train/loss", "train/lr", "train/grad_norm", "val/loss", "step"} <= set(header)
 
 
+def test_a_conversation_that_is_longer_than_the_context(tmp_path):
+    """Catches a run that is lost at its end, since a prompt that was cut away in training cannot be answered."""
+    said = [("user", "Hello?"), ("assistant", "Hello!"), ("user", "why " * 200), ("assistant", "So.")]
+    talks = [[{"role": role, "content": text} for role, text in part] for part in (said, said[:2]) for _ in range(4)]
+    lines = [json.dumps({"conversations": talk}) for talk in talks]
+    (tmp_path / "talks.jsonl").write_text("\n".join(lines))
+    small = [argument for argument in SMALL if "exact_match" not in argument]
+    run(*small, f"data.path={tmp_path}/talks.jsonl", "data.max_length=64", "model.config.n_positions=64", cwd=tmp_path)
+    assert (run_folder(tmp_path) / "export" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

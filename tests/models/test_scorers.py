@@ -121,6 +121,7 @@ def test_encoders(tmp_path, name):
         )
         pairs = [[talk(p, good), talk(p, bad)] for p, good, bad in PAIRS]
         found = ours(model, tokenizer, pairs, padded=True, max_length=length)
+        assert tokenizer.backend_tokenizer.truncation is None, "a cut of one text must not reach what is exported"
         expected = by_transformers(plain, plain_tokenizer, batch)
         assert expected.std() > 0.01
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
