@@ -1,5 +1,6 @@
 """Checkpoints: the last ones to go on from, and the best one by a validation metric."""
 
+import math
 import os
 import pickle
 import time
@@ -134,7 +135,7 @@ class Checkpoints(pl.Callback):
                 f"The run is saved: go on from {self.folder / 'last.ckpt'} with a metric that is there."
             )
         value = found[self.monitor]
-        if self.best is None or self.sign * value < self.sign * self.best:
+        if self.best is None or math.isnan(self.best) or self.sign * value < self.sign * self.best:
             self.best, self.best_metrics = value, found
             self._save(trainer, "best", weights_only=True)
         self.save_last(trainer)

@@ -22,6 +22,11 @@ from aira.errors import AiraError
 
 Sums = dict[str, Tensor]
 
+STEP_LEFT_OUT = (
+    "The weights are those before this step; checkpoints/last.ckpt is whole. A smaller optimizer.lr, more "
+    "schedule.warmup or trainer.precision=32-true may help."
+)
+
 
 class Method(pl.LightningModule):
     """The base of all methods.
@@ -82,8 +87,7 @@ class Method(pl.LightningModule):
         if not math.isfinite(totals["loss"]):
             raise AiraError(
                 f"The loss is {totals['loss']} at step {batch.number} (rows {batch.indices} of the training data). "
-                "The weights are those before this step; checkpoints/last.ckpt is whole. A smaller optimizer.lr, "
-                "more schedule.warmup or trainer.precision=32-true may help."
+                f"{STEP_LEFT_OUT}"
             )
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
@@ -99,10 +103,20 @@ class Method(pl.LightningModule):
             self.trainer.should_stop = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip; gradients are unscaled by now."""
+        """Clip; gradients are unscaled by now.
+
+        Raises:
+            AiraError: a gradient is not finite; with 16-mixed the loss scaler leaves such a step out by itself.
+        """
         limit = self.optimizer_settings["max_grad_norm"] or math.inf
         norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
-        self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self.trainer.precision != "16-mixed" and not norm.isfinite():
+            raise AiraError(
+                f"The gradient's norm is {norm.item()} at step {self.trainer.global_step}, with a finite loss. "
+                f"{STEP_LEFT_OUT}"
+            )
+        self.log("train/grad_norm", norm)
 
     def before_export(self, model: nn.Module) -> None:
         """Write into the model's configuration what its users need; the weights are those to be exported."""

@@ -108,7 +108,8 @@ def simpo(chosen: Side, rejected: Side, settings: Settings) -> Tensor:
 
 def orpo(chosen: Side, rejected: Side, settings: Settings) -> Tensor:
     """ORPO (Hong et al., 2024, eq. 6 and 7), without a reference; beta is its lambda."""
-    odds = [side.mean - torch.log(-torch.expm1(side.mean)) for side in (chosen, rejected)]  # log of p / (1 - p)
+    means = [side.mean.clamp(max=-1e-7) for side in (chosen, rejected)]  # a probability of 1 has no odds
+    odds = [mean - torch.log(-torch.expm1(mean)) for mean in means]  # log of p / (1 - p)
     return -chosen.mean - settings.beta * logsigmoid(odds[0] - odds[1])
 
 

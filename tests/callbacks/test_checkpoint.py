@@ -40,6 +40,23 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, number):
     assert (tmp_path / "checkpoints" / "last.ckpt").read_text() == "whole"
 
 
+def test_the_best_after_one_that_is_no_number(tmp_path):
+    """Catches a best.ckpt that stays at a first validation whose loss was NaN."""
+    callback = Checkpoints(tmp_path, started=0.0, every_n_train_steps=1, monitor="val/loss", mode="min")
+    (tmp_path / "checkpoints").mkdir()
+    for step, loss in enumerate([float("nan"), 2.0, 3.0, float("nan")], start=1):
+        trainer = SimpleNamespace(
+            save_checkpoint=lambda path, weights_only, step=step: path.write_text(str(step)),
+            is_global_zero=True,
+            global_step=step,
+            state=SimpleNamespace(fn="fit"),
+            sanity_checking=False,
+            callback_metrics={"val/loss": torch.tensor(loss)},
+        )
+        callback.on_validation_end(trainer, None)
+    assert (tmp_path / "checkpoints" / "best.ckpt").read_text() == "2" and callback.best == 2.0
+
+
 WHOLE = {"state_dict": {"model.a": torch.zeros(2, 3)}, "optimizer_states": [], "callbacks": {}, "global_step": 3}
 
 

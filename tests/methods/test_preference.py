@@ -79,6 +79,14 @@ def test_no_difference_is_ln_2():
     assert bradley_terry(torch.zeros(1), 0.3).item() == pytest.approx(math.log(2), abs=1e-7)
 
 
+def test_orpo_of_a_response_that_is_certain():
+    """Catches a gradient that is no number where a response's probability is rounded to 1."""
+    certain = torch.zeros(2, requires_grad=True)
+    chosen, rejected = (Side(sums, torch.ones(2), torch.zeros(2)) for sums in (certain, torch.tensor([-1.0, -2.0])))
+    LOSSES["orpo"](chosen, rejected, Settings(BETA)).sum().backward()
+    assert certain.grad.isfinite().all()
+
+
 def test_simpo_and_orpo_of_trl():
     """Catches a loss without a reference that differs from TRL's experimental trainers."""
     from trl.experimental.cpo import CPOTrainer

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from aira.errors import AiraError
 from aira.methods.base import rate
 from aira.methods.sft import SFT
 from aira.models.backbone import load_model, load_tokenizer
@@ -90,6 +91,20 @@ def test_loss_and_gradients_equal_a_padded_reference(cache, loss_on):
 
 def _norm(gradients):
     return math.sqrt(sum(gradient.double().pow(2).sum().item() for gradient in gradients.values()))
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(cache, monkeypatch):
+    """Catches weights that become NaN under a loss that is finite."""
+
+    def flat(self, row):
+        loss, sums = whole(self, row)
+        first = next(self.model.parameters()).flatten()[0]
+        return loss + torch.where(first == first, 0.0, (first * 0).sqrt()) + ((first - first).sqrt() * 0), sums
+
+    whole = SFT.row_loss
+    monkeypatch.setattr(SFT, "row_loss", flat)
+    with pytest.raises(AiraError, match="gradient's norm is nan at step 0, with a finite loss"):
+        fit(cache)
 
 
 def test_dropout_depends_on_the_step_alone(cache):
