@@ -5,6 +5,7 @@ data), `pairs/train.parquet` the best and the worst (preference data), for data.
 sampled is kept part by part, so the same command goes on after a stop, and torchrun's processes share the parts.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -62,13 +63,18 @@ def sample(chat: Any, prompts: list[str], values: dict[str, Any]) -> None:
     Raises:
         AiraError: the folder holds the parts of another sampling.
     """
+    from aira.models.backbone import content
     from aira.models.generation import fits
 
     output, rank, processes = Path(values["output"]), *(int(os.environ.get(k, d)) for k, d in WORLD)
     asked = [text for text in map(chat.clean, prompts) if fits(chat.model, chat.tokenizer, text)]
     if len(asked) < len(prompts) and rank == 0:
         print(f"{len(prompts) - len(asked)} of {len(prompts)} prompts are longer than the model's context.")
-    settings = {key: value for key, value in values.items() if key not in FREE} | {"prompts_asked": len(asked)}
+    settings = {key: value for key, value in values.items() if key not in FREE} | {
+        "prompts_asked": len(asked),
+        "prompts_hash": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        "weights": [content(one.model) for one in (chat, chat.reward, chat.guard) if one],
+    }
     _same_settings(output, json.loads(without_home(json.dumps({**settings, "models": chat.paths}))))
     size = values["prompts_per_part"]
     parts = [output / "parts" / f"{start // size:06}.jsonl" for start in range(0, len(asked), size)]

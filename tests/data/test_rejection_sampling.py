@@ -50,6 +50,14 @@ def test_best_and_worst(asked, tmp_path, monkeypatch):
     provenance = json.loads(tables(tmp_path / "whole")[0].schema.metadata[b"aira"])
     assert provenance["models"]["reward"].endswith("reward/export") and provenance["temperature"] == 1.0
 
+    settings = json.loads((tmp_path / "whole/settings.json").read_text())
+    assert len(set(settings["weights"])) == len(settings["weights"]) >= 2
+    shutil.copytree(tmp_path / "whole", tmp_path / "others")
+    (tmp_path / "others/settings.json").write_text(json.dumps({**settings, "weights": ["of", "others"]}))
+    asked(tmp_path / "others")
+    with pytest.raises(SystemExit):
+        main()
+
     shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
     for name in ("parts/000001.jsonl", "parts/000003.jsonl", "best/train.parquet"):
         (tmp_path / "stopped" / name).unlink()
