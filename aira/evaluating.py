@@ -19,7 +19,7 @@ from aira.errors import AiraError
 from aira.evaluation.measure import ROLES, chat, scorer
 from aira.evaluation.results import Line, class_table, compare, published, remember, table
 from aira.evaluation.tasks import SCORER_TASKS, check
-from aira.files import newest_first, run_of_export, without_home
+from aira.files import exports, run_of_export, shown, without_home
 from aira.models.backbone import load_config, score_label
 from aira.models.export import model_card
 from aira.reports.page import page
@@ -46,7 +46,7 @@ def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
         return {"compare": _compared(values, run)}
     suite = values["eval"]
     where = {key: values["model"][key] for key in ("revision", "trust_remote_code")}
-    shown = published(suite["published"])
+    references = published(suite["published"])
     work = []
     for name, path in _models(values).items():  # every mistake is found before the first model is evaluated
         config, _ = load_config(path, vocab_size=0, role=None, head="score", **where)
@@ -77,7 +77,7 @@ def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
         (folder / "results.json").write_text(f"{text}\n", encoding="utf-8")
         lines += found
         _remembered(path, found, suite["limit"])
-    return _told(lines + shown, work, values, run)
+    return _told(lines + references, work, values, run)
 
 
 def _remembered(path: str, lines: list[Line], limit: int | None) -> None:
@@ -100,13 +100,13 @@ def _models(values: dict[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for given in values["models"] or [values["model"]["path"]]:
         if given == "last":
-            exports = newest_first(values["output_dir"], "*/*/export/config.json")
-            if not exports:
+            newest = exports(values["output_dir"])
+            if not newest:
                 raise AiraError(
                     f"model.path=last: no run below {values['output_dir']}/ has an export. Train first (python "
                     "train.py), or name a model: model.path=<folder or hub id>, or model=gpt2-124m."
                 )
-            paths = [str(exports[0].parent)]
+            paths = [str(newest[0])]
         elif "*" in given:
             paths = sorted(glob.glob(given))
             if not paths:
@@ -114,7 +114,8 @@ def _models(values: dict[str, Any]) -> dict[str, str]:
         else:
             paths = [given]
         for path in paths:
-            parts = [part for part in Path(path).parts if part != "export"]
+            located = Path(path).resolve() if Path(path).exists() else Path(path)
+            parts = [part for part in located.parts if part != "export"]
             name = re.sub(r"[^\w.-]+", "-", parts[-1].removesuffix(".gguf")) if parts else "model"
             found[next(n for n in [name, *(f"{name}-{i}" for i in range(2, 1000))] if n not in found)] = path
     return found
@@ -162,8 +163,7 @@ def _told(lines: list[Line], work: list[Any], values: dict[str, Any], run: Path)
                     f"{name}, {task}: {sure} the best baseline, {100 * found['difference']:+.1f} points "
                     f"[{100 * found['lower']:+.1f}, {100 * found['upper']:+.1f}]"
                 )
-    shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
-    print(f"Written to {shown}/: table.md, table.tex, and for each model results.json and rows/")
+    print(f"Written to {shown(run)}/: table.md, table.tex, and for each model results.json and rows/")
     for part in values["logger"].values():
         logger = build(part, run=run, values=values)
         if hasattr(logger, "log_table"):

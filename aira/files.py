@@ -62,6 +62,16 @@ def newest_first(folder: str | Path, pattern: str) -> list[Path]:
     return sorted(Path(folder).glob(pattern), key=lambda file: file.stat().st_mtime, reverse=True)
 
 
+def exports(output_dir: str) -> list[Path]:
+    """The exports of the runs below a folder, the newest first."""
+    return [file.parent for file in newest_first(output_dir, "*/*/export/config.json")]
+
+
+def shown(path: Path) -> str:
+    """A path as the user would type it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 LOCAL = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".gguf")
 """Endings of files; no hub id is taken to have them."""
 

@@ -28,6 +28,7 @@ from aira.config import build, plain
 from aira.data.module import DataModule
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
+from aira.files import shown
 from aira.models.backbone import context_length, load_config, load_model, load_tokenizer
 from aira.models.export import export, model_card
 from aira.reports.page import page
@@ -111,6 +112,7 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
                 callback.finish(module, data)
         metrics["seconds"] = time.time() - (kept.started if kept else started)
         module.before_export(model)
+        (run / "evaluations.jsonl").unlink(missing_ok=True)  # of an export of fewer steps, which this one replaces
         export(model, tokenizer, run / "export", model_card(values, metrics, environment()))
         for logger in loggers:
             if hasattr(logger, "log_export"):
@@ -224,7 +226,7 @@ def _announce(values: dict[str, Any], data: DataModule, model: torch.nn.Module, 
     print(
         f"{values['method']['name']}: {values['model']['name']} ({count / 1e6:.1f} M parameters, {trained / 1e6:.1f} M "
         f"trained) on {data.path}\n{len(data.train)} training and {len(data.validation)} validation examples, "
-        f"{steps} steps of {data.batch_size}; written to {_shown(run)}"
+        f"{steps} steps of {data.batch_size}; written to {shown(run)}"
     )
 
 
@@ -242,13 +244,8 @@ def _summary(values: dict[str, Any], metrics: dict[str, float], callbacks: list[
             if callback.answers:
                 question, said = callback.answers[0]
                 print(f"\nQuestion: {question}\nAnswer:   {said}")
-    export_path = _shown(run / "export")
+    export_path = shown(run / "export")
     print(f"\nExport (any Hugging Face tool loads it): {export_path}")
     if (run / "report.html").exists():
-        print(f"Report: {_shown(run / 'report.html')}")
+        print(f"Report: {shown(run / 'report.html')}")
     print(f"Next: {values['method']['next'].format(export=export_path)} language={values['language']['code']}")
-
-
-def _shown(path: Path) -> str:
-    """A path as the user would type it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

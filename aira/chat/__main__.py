@@ -76,7 +76,8 @@ def answer_file(chat: Any, rows: list[list[dict[str, str]]], output: Path, seed:
         AiraError: the file holds answers to other conversations.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    lines = output.read_text(encoding="utf-8").split("\n")[:-1] if output.exists() else []  # a last part was cut off
+    there = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
+    lines = there.split("\n")[:-1]  # a last part was cut off
     for number, (line, messages) in enumerate(zip(lines, rows), start=1):
         if json.loads(line)["messages"] != messages:
             raise AiraError(f"{output}, row {number}: it answers another conversation. Name another output=.")

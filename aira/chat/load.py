@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 from aira.errors import AiraError
-from aira.files import check_exists, newest_first
+from aira.files import check_exists, exports
 
 ROLES = {"chat_model": "chat", "reward_model": "reward", "toxicity_model": "toxicity"}
 
@@ -59,7 +59,7 @@ def _last(role: str, language: str, output_dir: str) -> str | None:
     """The newest export of a role in a language; None for a scorer where there is none."""
     from aira.chat.pipeline import language_of, role_of
 
-    for export in (file.parent for file in newest_first(output_dir, "*/*/export/config.json")):
+    for export in exports(output_dir):
         if role_of(export) == role and language_of(str(export)) == language:
             return str(export)
     if role == "chat":

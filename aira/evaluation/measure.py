@@ -80,7 +80,8 @@ def chat(name: str, path: str, tasks: list[str], values: dict[str, Any], where: 
         stderr = figures.get(f"{metric}_stderr,{chosen}")
         stderr = stderr if isinstance(stderr, float) and stderr > 0 else None
         percent = metric in ("acc", "acc_norm", "exact_match", "f1")
-        line.scores[task] = Score(figures[key], stderr=stderr, percent=percent)
+        lower = found["higher_is_better"].get(task, {}).get(metric) is False
+        line.scores[task] = Score(figures[key], stderr=stderr, percent=percent, lower=lower)
         line.more[task] = {
             key.removesuffix(",none"): value for key, value in figures.items() if isinstance(value, (int, float))
         }
@@ -98,6 +99,8 @@ def _main_figure(figures: dict[str, Any]) -> str:
     """The key, `<metric>,<filter>`, that stands in the table: length-normalised accuracy, accuracy, or the first."""
     names = [key for key, value in figures.items() if isinstance(value, (int, float)) and "," in key]
     names = [key for key in names if "_stderr," not in key]
+    if not names:
+        raise AiraError(f"The harness has no figure for {figures.get('alias', 'a task')}: name the tasks of its group.")
     return next(name for name in ["acc_norm,none", "acc,none", *names] if name in names)
 
 

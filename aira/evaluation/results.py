@@ -40,7 +40,8 @@ class Score:
     low: float | None = None  # of the 95 % interval
     high: float | None = None
     stderr: float | None = None
-    percent: bool = True  # a fraction, shown in percent; else shown as it is, and less is better
+    percent: bool = True  # a fraction, shown in percent; else shown as it is
+    lower: bool = False  # less is better
 
     def __str__(self) -> str:
         if not self.percent:
@@ -133,7 +134,7 @@ def _value(line: Line, column: int, tasks: Sequence[str], averaged: Sequence[str
     if column > len(tasks):
         return line.average(averaged)
     score = line.scores.get(tasks[column - 1])
-    return None if score is None else score.value if score.percent else -score.value
+    return None if score is None else -score.value if score.lower else score.value
 
 
 def remember(run: Path, lines: Sequence[Line], limit: int | None) -> None:
@@ -147,7 +148,7 @@ def remember(run: Path, lines: Sequence[Line], limit: int | None) -> None:
             for task, score in line.scores.items():
                 name = task if limit is None else f"{task} ({limit} rows)"
                 row = {"task": name, "name": run.name if line.candidate else line.name, "candidate": line.candidate}
-                row |= {"value": score.value, "shown": str(score), "percent": score.percent}
+                row |= {"value": score.value, "shown": str(score), "percent": score.percent, "lower": score.lower}
                 file.write(json.dumps(row) + "\n")
 
 

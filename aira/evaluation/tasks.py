@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, DatasetDict
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from aira.data.schemas import BadRow, Example, mapped_columns, prompt_key, read_example
@@ -35,6 +36,7 @@ class ScorerTask(NamedTuple):
     file: str
     split: str = "test"
     folder: str | None = None  # of the hub's repository
+    revision: str | None = None  # of it
     columns: Mapping[str, str] | None = None
     file_columns: Mapping[str, str] | None = None  # where the file names them otherwise
 
@@ -72,7 +74,14 @@ _HATECHECK = {"text": "test_case", "label": "label_gold"}
 SAMPLE = "pkg://aira.data/sample/"
 
 SCORER_TASKS = {
-    "webgpt": ScorerTask("reward", "preference", "openai/webgpt_comparisons", "webgpt_comparisons.jsonl", "train"),
+    "webgpt": ScorerTask(
+        "reward",
+        "preference",
+        "openai/webgpt_comparisons",
+        "webgpt_comparisons.jsonl",
+        "train",
+        revision="refs/convert/parquet",
+    ),
     "hh_harmless": ScorerTask(
         "reward", "preference", "Anthropic/hh-rlhf", "hh_rlhf_harmless_base_test.jsonl", folder="harmless-base"
     ),
@@ -162,6 +171,9 @@ def harness_task(task: str, shots: int | None, data_dir: str | None, manager: Ta
         return {"task": task, **_sample_answers(task.removeprefix("sample_answers_")), **changes}
     if task not in manager.task_index:
         raise AiraError(f"There is no task {task}. {nearest(task, manager.task_index)}")
+    if manager.task_index[task].kind is Kind.TAG:
+        members = ",".join(sorted(manager.task_index[task].tags))
+        raise AiraError(f"{task} stands for several tasks. Name those that are meant: eval.tasks=[{members}].")
     known = HARNESS_TASKS.get(task)
     if data_dir and known:
         folder, files = data_dir, known
@@ -240,7 +252,7 @@ def scorer_rows(
         source, split = read(path, cache_dir=cache_dir), "train"
         columns = dict(known.file_columns or columns)
     else:
-        source, split = read(known.hub, folder=known.folder, cache_dir=cache_dir), known.split
+        source, split = read(known.hub, revision=known.revision, folder=known.folder, cache_dir=cache_dir), known.split
     rows = source.split(split)
     mapping = mapped_columns(known.kind, rows.column_names, columns, source.name)
     found: list[ScorerRow] = []

@@ -216,8 +216,8 @@ def evaluations(runs: list[Run]) -> tuple[list[str], list[list[str]], list[list[
 
 
 def _signed(row: dict[str, Any]) -> float:
-    """A figure of which more is better: what is no fraction is a perplexity."""
-    return float(row["value"] if row["percent"] else -row["value"])
+    """A figure of which more is better."""
+    return float(-row["value"] if row.get("lower") else row["value"])
 
 
 def _evaluated(runs: list[Run]) -> Part:

@@ -1,5 +1,6 @@
 """What finished and unfinished runs left behind, read back from their folders."""
 
+import contextlib
 import csv
 import json
 import math
@@ -56,7 +57,8 @@ def find_runs(path: Path) -> list[Run]:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("metrics.json", "logs", "checkpoints"))
+    trained = "method" in OmegaConf.load(folder / ".hydra" / "config.yaml")  # and not evaluated
+    return trained and any((folder / name).exists() for name in ("metrics.json", "logs", "checkpoints"))
 
 
 def read_run(folder: Path) -> Run:
@@ -82,10 +84,13 @@ def _json(file: Path) -> Any:
 
 
 def _lines(file: Path, key: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Rows of a file; of those that were written twice, the later ones."""
+    """Rows of a file; of those that were written twice, the later ones. A line that a full disk cut off is none."""
     if not file.exists():
         return []
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    rows = []
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
     return list({tuple(row[name] for name in key): row for row in rows}.values())
 
 

@@ -8,12 +8,14 @@ import time
 
 import pytest
 import wandb
+from lm_eval.tasks import TaskManager
 
 from aira.config import compose_config
 from aira.errors import AiraError
 from aira.evaluating import evaluate
 from aira.evaluation.measure import _main_figure
 from aira.evaluation.results import Line, Score, compare, published, table
+from aira.evaluation.tasks import harness_task
 from aira.models.backbone import load_model, load_tokenizer
 from aira.models.export import export
 from tests.end_to_end.command import ENVIRONMENT, ROOT
@@ -94,6 +96,14 @@ def test_the_figure_of_a_task():
     """Catches a task whose figures are all behind filters of its own."""
     figures = {"alias": "gsm8k", "exact_match,strict-match": 0.1, "exact_match_stderr,strict-match": 0.01}
     assert _main_figure(figures) == "exact_match,strict-match"
+    with pytest.raises(AiraError, match="no figure for a-group"):
+        _main_figure({"alias": "a-group"})
+
+
+def test_a_name_for_several_tasks_is_taken_apart():
+    """Catches a tag of the harness, which it answers with no figure of its own after all the work."""
+    with pytest.raises(AiraError, match=r"eval.tasks=\[arc_challenge,arc_easy\]"):
+        harness_task("ai2_arc", 5, None, TaskManager())
     assert _main_figure({"bleu,none": 3.0, "acc,none": 0.5, "acc_norm_stderr,none": 0.1}) == "acc,none"
 
 
@@ -202,12 +212,20 @@ def test_published_lines():
 
 def test_best_is_bold():
     lines = [
-        Line("a", {"t": Score(0.5, stderr=0.01), "w": Score(20.0, percent=False)}, candidate=True),
-        Line("b", {"t": Score(0.6, 0.55, 0.65), "w": Score(30.0, percent=False)}, candidate=True),
+        Line(
+            "a",
+            {"t": Score(0.5, stderr=0.01), "w": Score(20.0, percent=False, lower=True), "m": Score(0.2, percent=False)},
+            candidate=True,
+        ),
+        Line(
+            "b",
+            {"t": Score(0.6, 0.55, 0.65), "w": Score(30.0, percent=False, lower=True), "m": Score(0.3, percent=False)},
+            candidate=True,
+        ),
         Line("rule", {"t": Score(0.9)}),
     ]
-    shown = table(lines, ["t", "w"], ["t"])
-    assert "| a | 50.00 ± 1.00 | **20.00** |" in shown, "of perplexities, less is better"
-    assert "| b | **60.00 [55.0, 65.0]** | 30.00 |" in shown
-    assert "| rule | 90.00 | – |" in shown
-    assert r"\textbf{60.00 [55.0, 65.0]}" in table(lines, ["t", "w"], ["t"], "latex")
+    shown = table(lines, ["t", "w", "m"], ["t"])
+    assert "| a | 50.00 ± 1.00 | **20.00** | 0.20 |" in shown, "of perplexities, less is better"
+    assert "| b | **60.00 [55.0, 65.0]** | 30.00 | **0.30** |" in shown
+    assert "| rule | 90.00 | – | – |" in shown
+    assert r"\textbf{60.00 [55.0, 65.0]}" in table(lines, ["t", "w", "m"], ["t"], "latex")

@@ -93,7 +93,9 @@ def test_a_finished_run_is_made_longer(tmp_path):
     longer = [*arguments, "trainer.max_steps=7"]
     train(compose_config("train", [*arguments, "trainer.max_steps=3"]), tmp_path / "parts")
     last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    (tmp_path / "parts/evaluations.jsonl").write_text("figures of the shorter run")
     assert train(compose_config("train", [*longer, f"ckpt_path={last}"]), tmp_path / "parts")["steps"] == 7
+    assert not (tmp_path / "parts/evaluations.jsonl").exists()
     train(compose_config("train", longer), tmp_path / "whole")
     expected, found = (load_file(tmp_path / name / "export/model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -53,13 +53,16 @@ class Reader(HTMLParser):
 
 
 def test_runs_of_one_name(make, tmp_path):
-    """Catches runs of two sweeps that take each other's place, and the largest perplexity marked as the best."""
+    """Catches runs of two sweeps that take each other's place, the largest perplexity as the best, a cut line."""
     for folder, value in (("a", 2.0), ("b", 3.0)):
         run = make(f"{folder}/000", loss=value)
         (run / "metrics.json").write_text(json.dumps({"val/loss": value, "val/perplexity": value}))
-        (run / "evaluations.jsonl").write_text(
-            json.dumps({"task": "t", "name": "000", "candidate": True, "value": 0.5, "shown": folder, "percent": True})
-        )
+        row = {"task": "t", "name": "000", "candidate": True, "value": 0.5, "shown": folder, "lower": False}
+        (run / "evaluations.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row)[:20] + "\n")
+    evaluation = tmp_path / "runs" / "a" / "an-evaluation"
+    (evaluation / ".hydra").mkdir(parents=True)
+    (evaluation / ".hydra" / "config.yaml").write_text("eval: {name: sample}\n")
+    (evaluation / "logs").mkdir()
     text = page([run for folder in "ab" for run in find_runs(tmp_path / "runs" / folder)], "Two")
     tables = Reader(text).tables
     assert [row[0] for row in tables["Summary"][1:]] == ["a/000", "b/000"]
