@@ -376,7 +376,8 @@ def notices(values: dict[str, Any]) -> list[str]:
     """What a user should know about a valid configuration before it runs."""
     model, language = values["model"], values["language"]["code"]
     said = []
-    if model.get("config") and model["path"] == model["checkpoints"]["default"] and values["method"]["name"] == "dpo":
+    fresh = model.get("config") and model["path"] == model["checkpoints"]["default"]
+    if fresh and values.get("method", {}).get("name") == "dpo":
         said.append(
             f"model={model['name']} starts from random weights, and DPO is for a model that has learnt to answer: "
             "model.path=<run> takes that of an earlier method=sft run."

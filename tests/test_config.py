@@ -425,6 +425,7 @@ def test_every_suite_composes(suite, language):
     assert values["eval"]["name"] == suite and isinstance(values["eval"]["tasks"], list)
     expected = {"en": "openai-community/gpt2", "pt": "pierreguillou/gpt2-small-portuguese"}[language]
     assert values["model"]["path"] == expected
+    assert notices(plain(compose_config("evaluate", [f"eval={suite}", f"language={language}", "model=opt-tiny"]))) == []
 
 
 def test_a_group_of_the_other_command_is_refused():
