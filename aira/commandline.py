@@ -63,9 +63,10 @@ def find_last(values: dict[str, Any]) -> Path:
         more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
         others.append((len(differing), f"\n  ckpt_path={checkpoint}\n    {'; '.join(differing[:3])}{more}"))
     others.sort(key=lambda other: other[0])
+    nearest_runs = f"Other runs, the most similar first:{''.join(told for _, told in others[:5])}"
     raise AiraError(
-        f"ckpt_path=last: no run below {values['output_dir']}/ has this configuration and a checkpoint. Other runs, "
-        f"the most similar first:{''.join(told for _, told in others[:5]) or ' none'}"
+        f"ckpt_path=last: no run below {values['output_dir']}/ has this configuration and a checkpoint. "
+        f"{nearest_runs if others else 'There is no other run: leave ckpt_path out to start one.'}"
     )
 
 

@@ -149,7 +149,7 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
             defaults = compose(config_name, chosen, return_hydra_config=True)
             for override, group in zip(parsed, is_group, strict=True):
                 if not group:
-                    _check_key(override, defaults)
+                    _check_key(override, defaults, _own_groups(config_name))
             cfg = compose(config_name, overrides)
             values = plain(cfg)
             recipe = defaults.hydra.runtime.choices.get("experiment")
@@ -172,16 +172,22 @@ def parse_override(text: str) -> Override:
         ) from error
 
 
+def _own_groups(config_name: str) -> list[str]:
+    """The groups that a command chooses from."""
+    primary: Any = OmegaConf.load(conf_file(config_name))
+    entries = [entry for entry in primary.get("defaults", []) if entry != "_self_"]
+    return [str(name).removeprefix("optional ") for entry in entries for name in entry]
+
+
 def _check_option(override: Override, config_name: str) -> None:
     """The option of a group exists, and the command has the group."""
     group, text = override.key_or_group, override.input_line
     if group.startswith("hydra/"):  # such as hydra/sweeper=optuna: Hydra knows its own
         return
-    primary: Any = OmegaConf.load(conf_file(config_name))
-    own = [str(name).removeprefix("optional ") for entry in primary["defaults"] if entry != "_self_" for name in entry]
+    own = _own_groups(config_name)
     if group not in own:
-        has = ", ".join(name for name in own if "/" not in name)
-        raise AiraError(f"{text}: {config_name}.py has no {group} to choose. It has: {has}.")
+        has = f"It has: {', '.join(name for name in own if '/' not in name)}." if own else "It has no groups."
+        raise AiraError(f"{text}: this command (conf/{config_name}.yaml) has no {group} to choose. {has}")
     if override.is_delete() or override.is_add():
         raise AiraError(f"{text}: a run has one {group}. Choose it without + or ~, as {group}=<name>.")
     _check_single(override)
@@ -220,8 +226,8 @@ def _check_recipe(recipe: str, values: dict[str, Any]) -> None:
         raise AiraError(f"experiment={recipe} method={method}: the model was made by method={own['method']}. {instead}")
 
 
-def _check_key(override: Override, defaults: DictConfig) -> None:
-    """The key exists, and the value is of the default's type."""
+def _check_key(override: Override, defaults: DictConfig, own: list[str]) -> None:
+    """The key exists, and the value is of the default's type; `own` are the groups of the command."""
     key, text = override.key_or_group, str(override.input_line)
     known = dict(flat(OmegaConf.to_container(defaults, resolve=False)))
     if key not in known:
@@ -236,7 +242,7 @@ def _check_key(override: Override, defaults: DictConfig) -> None:
                 f"{text}: method={chosen} does not read it. method.{key.removeprefix('method.')} is for "
                 f"{' and '.join(f'method={name}' for name in readers)}."
             )
-        names = [name for name in known if not name.startswith(UNNAMED)] + groups()
+        names = [name for name in known if not name.startswith(UNNAMED)] + own
         raise AiraError(f"{text}: there is no key or group '{key}'. {nearest(ELSEWHERE.get(key, key), names)}")
     if key.startswith("hydra."):
         return

@@ -31,10 +31,10 @@ def reason_of(error: BaseException) -> str:
 
 def nearest(name: str, options: Iterable[str]) -> str:
     """Sentences that name the valid option nearest to `name`, or all of them where they are few or none is near."""
-    options = sorted(options)
+    options = sorted(set(options))
     same_key = [option for option in options if option.split(".")[-1] == name]  # `lr` for `optimizer.lr`
     close = same_key or get_close_matches(name.lower(), options, n=1, cutoff=0.6)
     said = [f"Did you mean {' or '.join(map(repr, close))}?"] if close else []
     if len(options) <= (6 if close else 40):
         said.append(f"Valid: {', '.join(options)}." if options else "There is none yet.")
-    return " ".join(said) or "`--cfg job` prints what is valid."
+    return " ".join(said) or "docs/reference.md lists what is valid."

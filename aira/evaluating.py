@@ -136,7 +136,8 @@ def _role(path: str, config: PretrainedConfig, suite: dict[str, Any]) -> str:
         )
     if len(roles) != 1:
         raise AiraError(
-            f"{path} does not say what it is for (id2label is {config.id2label}): name eval=reward or alike."
+            f"{path} does not say what it is for (id2label is {config.id2label}): name a suite for it, such as "
+            "eval=reward or eval=toxicity-en."
         )
     return roles.pop()
 

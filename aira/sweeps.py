@@ -120,7 +120,9 @@ def optuna(
     try:
         lock = FileLock(folder / "study.lock").acquire(timeout=0)
     except Timeout as error:
-        raise AiraError(f"Another process runs the search in {folder}.") from error
+        raise AiraError(
+            f"Another process runs the search in {folder}. Wait for it, or name another folder: hydra.run.dir=<folder>."
+        ) from error
     with lock:
         study = library.create_study(
             study_name="aira",

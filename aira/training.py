@@ -163,7 +163,9 @@ def _quiet() -> None:
 def _check_length(max_length: int, config: Any) -> None:
     context = context_length(config)
     if max_length > context:
-        raise AiraError(f"data.max_length={max_length}: the model's context is {context} tokens.")
+        raise AiraError(
+            f"data.max_length={max_length}: the model's context is {context} tokens. Set it to that, or less."
+        )
 
 
 def _data(values: dict[str, Any], tokenizer: Any) -> DataModule:

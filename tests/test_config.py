@@ -400,7 +400,7 @@ def test_processes_of_a_scheduler_need_one_folder(monkeypatch, capsys):
 def test_find_last_finds_none(tmp_path, runs):
     """Catches an error that does not tell which runs could be gone on with."""
     where = f"output_dir={tmp_path / 'outputs'}"
-    with pytest.raises(AiraError, match=r"none$"):
+    with pytest.raises(AiraError, match="There is no other run: leave ckpt_path out"):
         find_last(values(where))
     candidates = [runs("seed=1"), runs("seed=2")]
     with pytest.raises(AiraError) as caught:
@@ -430,9 +430,7 @@ def test_every_suite_composes(suite, language):
 
 def test_a_group_of_the_other_command_is_refused():
     """Catches Hydra's own message where evaluate.py is given what train.py chooses."""
-    with pytest.raises(
-        AiraError, match=r"method=sft: evaluate.py has no method to choose. It has: language, model, eval"
-    ):
+    with pytest.raises(AiraError, match=r"method=sft: .* has no method to choose. It has: language, model, eval"):
         compose_config("evaluate", ["method=sft"])
 
 

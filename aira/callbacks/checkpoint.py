@@ -29,7 +29,9 @@ def read_shapes(path: Path) -> dict[str, torch.Size]:
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = reason_of(error)
-        raise AiraError(f"ckpt_path={path}: this is no checkpoint of Aira: {reason}") from error
+        raise AiraError(
+            f"ckpt_path={path}: this is no checkpoint of Aira: {reason} A run goes on from its own last.ckpt."
+        ) from error
     missing = STATE - found.keys() if isinstance(found, dict) else STATE
     if missing:
         raise AiraError(

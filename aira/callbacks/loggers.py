@@ -21,4 +21,4 @@ def tensorboard(run: Path) -> TensorBoardLogger:
     try:
         return TensorBoardLogger(run, name="tensorboard", version="")
     except ModuleNotFoundError as error:
-        raise AiraError("logger=tensorboard needs TensorBoard: pip install tensorboard.") from error
+        raise AiraError("logger=tensorboard needs TensorBoard: pip install -e '.[tensorboard]'.") from error

@@ -98,9 +98,12 @@ class Chat:
     ) -> None:
         self.set_sampling(n, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
         if threshold is not None and threshold_logit is not None:
-            raise AiraError("threshold and threshold_logit are the same in two units: set one of them.")
+            raise AiraError(
+                "guard.threshold and guard.threshold_logit (threshold and threshold_logit in Python) are one limit in "
+                "two units: set one of them."
+            )
         if threshold is not None and not 0 < threshold < 1:
-            raise AiraError(f"threshold={threshold}: it is a probability, between 0 and 1.")
+            raise AiraError(f"guard.threshold={threshold}: it is a probability, between 0 and 1.")
         self._check_roles(chat_model, reward_model, toxicity_model, high_score)
         for path in filter(None, (chat_model, reward_model, toxicity_model)):
             spoken = language_of(path)
@@ -159,7 +162,7 @@ class Chat:
         if toxicity and labels[toxicity] != "harmless" and not high_score:
             raise AiraError(
                 f"toxicity_model={toxicity} does not say what a high score means (id2label is {labels[toxicity]}): set "
-                "high_score=harmless (as the published ToxiGuardrail) or toxic."
+                "guard.high_score=harmless (as the published ToxiGuardrail) or guard.high_score=toxic."
             )
 
     def reply(

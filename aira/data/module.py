@@ -192,7 +192,9 @@ class DataModule(pl.LightningDataModule):
             held = self._held_out(validation_fraction)
             self.train, self.validation = self.train.part(np.flatnonzero(~held)), self.train.part(np.flatnonzero(held))
         if kind == "labelled" and len(np.unique(self.train.labels)) < 2:
-            raise AiraError(f"{path}: all training rows have the same label; a classifier needs two classes.")
+            raise AiraError(
+                f"{path}: all training rows have the same label; a classifier needs two. Check data.labels."
+            )
 
     def _held_out(self, fraction: float) -> np.ndarray:
         """Which training rows are held out for validation: whole groups, so no prompt or text is on both sides."""

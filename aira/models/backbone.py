@@ -96,7 +96,13 @@ def load_config(
     """
     source, arguments = _source(path, revision, trust_remote_code)
     source = _adapter_base(source) or source
-    fresh = bool(config) and Path(source).is_dir() and not (Path(source) / "config.json").exists()
+    bare = Path(source).is_dir() and not (Path(source) / "config.json").exists() and "gguf_file" not in arguments
+    if bare and not config:
+        raise AiraError(
+            f"{path} has no config.json, so there is no model in it yet. A run's folder, or its export, has one: "
+            "train first (python train.py), and then model.path=outputs/<date>/<run>."
+        )
+    fresh = bare and bool(config)
     with _explained(path):
         if fresh:
             # without default special ids, which a small vocabulary does not reach; `load_model` sets the tokenizer's

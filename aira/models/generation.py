@@ -59,7 +59,7 @@ def answer(
         if len(prompt) >= context:
             raise AiraError(
                 f"The prompt {messages[-1]['content'][:60]!r}… has {len(prompt)} tokens; "
-                f"the model's context is {context}."
+                f"the model's context is {context}. Shorten it."
             )
     training, device = network.training, next(network.parameters()).device
     network.eval()

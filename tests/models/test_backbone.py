@@ -11,7 +11,7 @@ from aira.data.trees import Tree, pack
 from aira.errors import AiraError
 from aira.files import locate
 from aira.methods.losses import cross_entropy
-from aira.models.backbone import hidden_states, load_model, load_tokenizer, unwrap
+from aira.models.backbone import hidden_states, load_config, load_model, load_tokenizer, unwrap
 from aira.models.export import export
 from aira.models.template import SPECIAL_TOKENS
 from tests.models.conftest import CAUSAL
@@ -138,6 +138,12 @@ def test_another_architecture_than_the_group_is_refused(folder, tmp_path):
     tokenizer, added = load_tokenizer(folder)
     with pytest.raises(AiraError, match=r"is a \w+ model, and the model group is for bert: .*model=<name>"):
         load_model(folder, tokenizer, added, config={"model_type": "bert"})
+
+
+def test_a_folder_without_a_model():
+    """Catches Transformers' own words where a tiny model, which is made by training, is to be evaluated."""
+    with pytest.raises(AiraError, match="no config.json, so there is no model in it yet"):
+        load_config(TINY, 10)
 
 
 def test_other_architectures_are_refused(tmp_path):
