@@ -26,10 +26,13 @@ def test_every_pipeline_composes(tmp_path, pipeline, language):
     """Catches an override that a stage's command does not have; a skipped stage leaves the others their defaults."""
     chain = planned(tmp_path, f"pipeline={pipeline}", f"language={language}")
     given = f"{tmp_path}/p"
-    assert f"data.path={given}/rejection_sampling/pairs" in chain["dpo"].overrides
+    data = plain(compose_config("train", chain["dpo"].overrides))["data"]
+    assert (data["path"], data["split"]) == (f"{given}/rejection_sampling/pairs", "train")
     assert f"model.path={given}/sft" in chain["dpo"].overrides
     chain = planned(tmp_path, f"pipeline={pipeline}", f"language={language}", "skip=[rejection_sampling,toxicity]")
-    assert not any("data.path" in text for text in chain["dpo"].overrides)
+    own = plain(compose_config("train", ["method=dpo", f"data={data['name']}", f"language={language}"]))["data"]
+    data = plain(compose_config("train", chain["dpo"].overrides))["data"]
+    assert (data["path"], data["split"]) == (own["path"], own["split"])
     evaluated = [text for stage in chain.values() for text in stage.overrides if text.startswith("models=")]
     assert evaluated and not any("toxicity" in text for text in evaluated)
 
@@ -87,7 +90,7 @@ def test_killed_and_gone_on_with(tmp_path):
     second = again()
     assert second.returncode == 0, second.stdout + second.stderr
     assert done == {name: (folder / f"{name}.json").stat().st_mtime for name in done}
-    assert not list(folder.glob("*-old-*"))
+    assert not (folder / ".old").exists()
     page, table = (folder / "report/report.html").read_text(), (folder / "evaluation/table.md").read_text()
     assert all(name in page and name in table for name in ("sft", "dpo", "reward", "toxicity"))
     pairs = json.loads((folder / "dpo/stage.json").read_text())["overrides"]
