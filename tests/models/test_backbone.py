@@ -142,7 +142,7 @@ def test_another_architecture_than_the_group_is_refused(folder, tmp_path):
 
 def test_a_folder_without_a_model():
     """Catches Transformers' own words where a tiny model, which is made by training, is to be evaluated."""
-    with pytest.raises(AiraError, match="no config.json, so there is no model in it yet"):
+    with pytest.raises(AiraError, match="so there is no model in it yet"):
         load_config(TINY, 10)
 
 
