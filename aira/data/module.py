@@ -23,9 +23,9 @@ from aira.data.schemas import (
     mapped_columns,
     pick,
     prompt_key,
+    reachable,
     read_example,
     text_key,
-    tops,
 )
 from aira.data.sources import read
 from aira.data.tokenize import separator_id, tokenize, usable
@@ -224,7 +224,7 @@ class DataModule(pl.LightningDataModule):
                 except AiraError:
                     names = {names[0] for names in SCHEMAS[self.kind].columns}
                     given = [(self.columns or {}).get(name, name) for name in (TEXTS if names <= TEXTS else names)]
-                    columns = [column for column in given if tops(column) <= set(rows.column_names)]
+                    columns = [column for column in given if reachable(column, rows.column_names)]
                     if not columns:
                         raise
                     for row in rows:

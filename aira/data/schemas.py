@@ -222,9 +222,10 @@ def _number(value: Any) -> float:
         raise BadRow(f"{value!r} is no number") from error
 
 
-def tops(column: str | list[str]) -> set[str]:
-    """The columns of the data that a mapping's paths begin with; see `pick`."""
-    return {name.split(".")[0] for name in (column if isinstance(column, list) else [column])}
+def reachable(column: str | list[str], available: list[str]) -> bool:
+    """Whether a mapping's column, or what each of its paths begins with, is there; see `pick`."""
+    names = column if isinstance(column, list) else [column]
+    return all(name in available or name.split(".")[0] in available for name in names)
 
 
 class Schema(NamedTuple):
@@ -266,20 +267,17 @@ def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | No
     columns = columns or {}
     schema = SCHEMAS[kind]
 
-    def there(column: str | list[str]) -> bool:
-        return tops(column) <= {*available, *(name.split(".")[0] for name in available)}
-
     known = {name for names in schema.columns for name in names} | set(schema.optional)
     for name in columns:
         if name not in known:
             raise AiraError(f"data.columns: {kind} data has no {name}. {nearest(name, sorted(known))}")
     for names in schema.columns:
         mapping = {name: columns.get(name, name) for name in names}
-        if all(map(there, mapping.values())):
+        if all(reachable(column, available) for column in mapping.values()):
             optional = {name: columns.get(name, name) for name in schema.optional}
-            return mapping | {name: column for name, column in optional.items() if there(column)}
+            return mapping | {name: column for name, column in optional.items() if reachable(column, available)}
     for name, column in columns.items():
-        if not there(column):
+        if not reachable(column, available):
             raise AiraError(
                 f"data.columns: {name} is mapped to {column}, and {source} has the columns {', '.join(available)}."
             )
