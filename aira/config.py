@@ -149,7 +149,7 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
             defaults = compose(config_name, chosen, return_hydra_config=True)
             for override, group in zip(parsed, is_group, strict=True):
                 if not group:
-                    _check_key(override, defaults, _own_groups(config_name))
+                    _check_key(override, defaults, config_name)
             cfg = compose(config_name, overrides)
             values = plain(cfg)
             recipe = defaults.hydra.runtime.choices.get("experiment")
@@ -226,8 +226,8 @@ def _check_recipe(recipe: str, values: dict[str, Any]) -> None:
         raise AiraError(f"experiment={recipe} method={method}: the model was made by method={own['method']}. {instead}")
 
 
-def _check_key(override: Override, defaults: DictConfig, own: list[str]) -> None:
-    """The key exists, and the value is of the default's type; `own` are the groups of the command."""
+def _check_key(override: Override, defaults: DictConfig, config_name: str) -> None:
+    """The key exists, and the value is of the default's type."""
     key, text = override.key_or_group, str(override.input_line)
     known = dict(flat(OmegaConf.to_container(defaults, resolve=False)))
     if key not in known:
@@ -242,7 +242,7 @@ def _check_key(override: Override, defaults: DictConfig, own: list[str]) -> None
                 f"{text}: method={chosen} does not read it. method.{key.removeprefix('method.')} is for "
                 f"{' and '.join(f'method={name}' for name in readers)}."
             )
-        names = [name for name in known if not name.startswith(UNNAMED)] + own
+        names = [name for name in known if not name.startswith(UNNAMED)] + _own_groups(config_name)
         raise AiraError(f"{text}: there is no key or group '{key}'. {nearest(ELSEWHERE.get(key, key), names)}")
     if key.startswith("hydra."):
         return

@@ -57,8 +57,8 @@ def find_runs(path: Path) -> list[Run]:
 
 
 def _is_run(folder: Path) -> bool:
-    trained = "method" in OmegaConf.load(folder / ".hydra" / "config.yaml")  # and not evaluated
-    return trained and any((folder / name).exists() for name in ("metrics.json", "logs", "checkpoints"))
+    wrote = any((folder / name).exists() for name in ("metrics.json", "logs", "checkpoints"))
+    return wrote and "method" in OmegaConf.load(folder / ".hydra" / "config.yaml")  # an evaluation has none
 
 
 def read_run(folder: Path) -> Run:
