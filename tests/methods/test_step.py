@@ -99,7 +99,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(cache, monkeypatch):
     def flat(self, row):
         loss, sums = whole(self, row)
         first = next(self.model.parameters()).flatten()[0]
-        return loss + torch.where(first == first, 0.0, (first * 0).sqrt()) + ((first - first).sqrt() * 0), sums
+        return loss + (first - first).sqrt(), sums
 
     whole = SFT.row_loss
     monkeypatch.setattr(SFT, "row_loss", flat)
