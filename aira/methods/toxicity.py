@@ -66,7 +66,11 @@ class Toxicity(Scorer):
         self.weights = torch.tensor(weights or [1.0, 1.0])
 
     def loss_of(self, found: Tensor, row: Row) -> tuple[Tensor, Sums]:
-        """Binary cross-entropy, averaged over an example's texts, or the loss of pairs."""
+        """Binary cross-entropy, averaged over an example's texts, or the loss of pairs.
+
+        `accuracy_at_0` takes a text to be toxic where its score is below 0; `accuracy` of a validation goes by the
+        threshold that was chosen.
+        """
         if self.objective == "pairwise":
             return bradley_terry(found[:, 0] - found[:, 1]).sum(), _pairs(found)
         assert row.labels is not None
@@ -75,7 +79,7 @@ class Toxicity(Scorer):
         weights = self.weights.to(found.device)[labels.long()]
         losses = binary_cross_entropy_with_logits(found, harmless, weights, reduction="none").mean(1)
         right = ((found.detach() > 0) == (labels == HARMLESS)).float().mean(1)
-        return losses.sum(), {"accuracy": right.sum()}
+        return losses.sum(), {"accuracy_at_0": right.sum()}
 
     def measured(self, found: Tensor, labels: Tensor) -> dict[str, float]:
         """Choose the threshold, and measure the classes with it."""

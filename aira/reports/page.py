@@ -21,6 +21,7 @@ CURVES = (
     ("rewards/accuracies", "Chosen preferred"),
     ("margin", "Margin of scores"),
     ("accuracy", "Accuracy"),
+    ("accuracy_at_0", "Accuracy at threshold 0"),
     ("lr", "Learning rate"),
     ("grad_norm", "Norm of the gradient"),
 )

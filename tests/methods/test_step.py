@@ -1,6 +1,8 @@
 """A training step: the same result for every row budget, equal to a padded reference, with a schedule as documented."""
 
+import json
 import math
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -8,7 +10,10 @@ import torch
 
 from aira.errors import AiraError
 from aira.methods.base import rate
+from aira.methods.dpo import DPO
+from aira.methods.reward import Reward
 from aira.methods.sft import SFT
+from aira.methods.toxicity import Toxicity
 from aira.models.backbone import load_model, load_tokenizer
 from tests.methods import fitting
 from tests.methods.fitting import CONSTANT
@@ -132,6 +137,37 @@ def test_vectors_are_not_decayed(cache):
     assert decayed["weight_decay"] == 0.01 and all(p.dim() > 1 for p in decayed["params"])
     assert plain["weight_decay"] == 0 and all(p.dim() == 1 for p in plain["params"])
     assert len(decayed["params"]) + len(plain["params"]) == len(list(module.parameters()))
+
+
+@pytest.mark.parametrize(
+    "method, kind, settings",
+    [
+        (SFT, "instruction", {}),
+        (DPO, "preference", {}),
+        (Reward, "preference", {}),
+        (Toxicity, "labelled", {"threshold_by": "balanced_accuracy"}),
+        (Toxicity, "harmful", {"objective": "pairwise"}),
+    ],
+)
+def test_a_name_is_one_figure_in_training_and_validation(tmp_path, method, kind, settings):
+    """Catches a metric that is not the same figure for the same texts and weights in both."""
+    head = "score" if method in (Reward, Toxicity) else "lm"
+    tokenizer, added = load_tokenizer(TINY, head=head)
+    torch.manual_seed(1)
+    model = load_model(TINY, tokenizer, added, config=SHAPE, head=head, label="a label" if head == "score" else None)
+    settings |= {"tokenizer": tokenizer, "cache_dir": str(tmp_path)} if method is DPO else {}
+    frozen = {**OPTIMIZER, "lr": 0.0}
+    module = method(model, frozen, CONSTANT, **settings)
+    lines = (files("aira.data") / f"sample/{kind}-en/validation.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines[:48]]
+    path = fitting.write(tmp_path / "rows", rows, rows)
+    size = {"steps": 1, "batch_size": len(rows)}
+    _, trainer, _ = fitting.fit(module, tokenizer, path, tmp_path, kind, head=head, validate=True, **size)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    both = [name for name in metrics if name.replace("train/", "val/") in metrics and name.startswith("train/")]
+    assert "train/loss" in both and (method is SFT or len(both) > 1)
+    for name in both:
+        assert metrics[name] == pytest.approx(metrics[name.replace("train/", "val/")], rel=1e-4, abs=1e-5), name
 
 
 def test_schedules():
