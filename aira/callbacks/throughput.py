@@ -1,21 +1,27 @@
 """How fast the training is and how much memory it takes."""
 
 import resource
-import time
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
 from aira.data.module import Batch
+from aira.methods.base import Method
 
 
 class Throughput(pl.Callback):
-    """Logs tokens and examples a second (over all ranks, validation left out) and the peak memory of rank 0 in GiB."""
+    """Logs tokens and examples a second, over all ranks, and the peak memory of rank 0 in GiB.
+
+    Counted are the tokens that the model reads: of a packed tree the shared prefix once and each branch, of an
+    encoder's rows each branch whole; neither padding nor rows that are run for nothing. The time goes from the end of a
+    step to the end of the next, with the wait for data, without validation, samples and checkpoints; see
+    `Method.step_seconds`.
+    """
 
     def __init__(self) -> None:
         self.tokens = self.examples = 0
-        self.seconds = self.started = 0.0
+        self.seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far, for a run that is gone on with."""
@@ -25,16 +31,13 @@ class Throughput(pl.Callback):
         """Go on adding to them."""
         vars(self).update(state_dict)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, index: int) -> None:
-        """Start the clock of a step."""
-        self.started = time.perf_counter()
-
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, index: int
     ) -> None:
-        """Count the step; the tokens of the other ranks are taken to be as many as this one's."""
-        self.seconds += time.perf_counter() - self.started
-        self.tokens += sum(row.input_ids.numel() for row in batch.rows) * trainer.world_size
+        """Count the step."""
+        assert isinstance(module, Method)
+        self.seconds += module.step_seconds
+        self.tokens += batch.read
         self.examples += batch.examples
         module.log("tokens_per_second", self.tokens / self.seconds, prog_bar=True, logger=False)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]

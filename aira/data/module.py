@@ -45,6 +45,7 @@ class Batch(NamedTuple):
     own: int  # how many of the rows count; see `aira.data.plan.Step`
     examples: int
     tokens: int  # scored tokens
+    read: int  # all tokens that the model reads, neither padding nor those of rows that do not count
 
 
 class Split:
@@ -55,7 +56,7 @@ class Split:
 
     def __init__(self, rows: Dataset, encoded: Dataset, index: np.ndarray) -> None:
         self.rows, self.encoded, self.index = rows, encoded, index
-        self.lengths, self.targets, self.cut = map(self._column, ("length", "targets", "cut"))
+        self.lengths, self.tokens, self.targets, self.cut = map(self._column, ("length", "tokens", "targets", "cut"))
         self.prompts = np.stack([self._column("prompt"), self._column("last")])  # [2, examples]
 
     def __len__(self) -> int:
@@ -89,7 +90,7 @@ class _Steps:
     def __getitem__(self, step: Step) -> Batch:
         rows = [self._row(indices) for indices in step.rows]
         indices = [int(self.split.index[i]) for row in step.rows[: step.own] for i in row]
-        return Batch(rows, indices, step.number, step.own, step.examples, step.tokens)
+        return Batch(rows, indices, step.number, step.own, step.examples, step.tokens, step.read)
 
     def _row(self, indices: Sequence[int]) -> Row:
         found = self.split.encoded[[int(self.split.index[i]) for i in indices]]
@@ -281,6 +282,7 @@ class DataModule(pl.LightningDataModule):
             rank=self.trainer.global_rank,
             ranks=self.trainer.world_size,
             even=isinstance(self.trainer.strategy, ModelParallelStrategy),
+            read=split.tokens,
         )
         return DataLoader(
             _Steps(split, self.tokenizer.pad_token_id or 0, separator_id(self.tokenizer), self.padded),  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ class Step(NamedTuple):
     own: int  # how many of the rows count; the others are run for nothing, since other ranks wait for this one
     examples: int
     tokens: int  # scored tokens
+    read: int  # all tokens that the model reads, neither padding nor those of rows that do not count
 
 
 def deal(batch: np.ndarray, lengths: np.ndarray, ranks: int) -> list[list[int]]:
@@ -74,6 +75,7 @@ class Plan(Sampler[Step]):
         steps: how many steps the whole run has.
         start: the first step to run.
         even: give every rank as many rows, for strategies under which each forward pass needs all ranks.
+        read: [examples] tokens of each example without padding; None where there is none, so they are `lengths`.
     """
 
     def __init__(
@@ -91,8 +93,9 @@ class Plan(Sampler[Step]):
         rank: int = 0,
         ranks: int = 1,
         even: bool = False,
+        read: np.ndarray | None = None,
     ) -> None:
-        self.lengths, self.scored = lengths, scored
+        self.lengths, self.scored, self.read = lengths, scored, lengths if read is None else read
         self.batch_size, self.tokens_per_row, self.padded = batch_size, tokens_per_row, padded
         self.shuffle, self.seed, self.rank, self.ranks = shuffle, seed, rank, ranks
         self.steps_per_epoch = -(-len(lengths) // batch_size)
@@ -123,6 +126,7 @@ class Plan(Sampler[Step]):
             own=len(rows),
             examples=len(batch),
             tokens=int(self.scored[batch].sum()),
+            read=int(self.read[batch].sum()),
         )
 
     def _rows(self, share: list[int]) -> list[list[int]]:

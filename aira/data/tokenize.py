@@ -29,7 +29,8 @@ FEATURES = Features(
         "margin": Value("float32"),
         "prompt": Value("int64"),  # see `aira.data.schemas.prompt_key`
         "last": Value("int64"),  # see `aira.data.schemas.last_key`
-        "length": Value("int32"),  # tokens of the packed tree, or of its padded branches
+        "length": Value("int32"),  # positions of the packed tree, or of its padded branches
+        "tokens": Value("int32"),  # those that hold a token and no padding
         "targets": Value("int32"),  # scored tokens
         "cut": Value("bool"),  # whether the text was longer than max_length
         "problem": Value("string"),  # why the row cannot be used; empty if it can
@@ -92,7 +93,7 @@ def encode(
         scored.append(mask[:max_length])
         if not any(scored[-1]):
             raise _no_room(next((i for i, flag in enumerate(mask) if flag), len(ids)), max_length)
-    return _example(branches, scored, cut, tree_length(branches))
+    return _example(branches, scored, cut, padded=False)
 
 
 def encode_scorer(
@@ -130,8 +131,7 @@ def encode_scorer(
         cut |= len(ids) > max_length
         branches.append(kept)
     scored = [[False] * len(ids) for ids in branches]
-    length = (padded_length if padded else tree_length)(branches)
-    return _example(branches, scored, cut, length)
+    return _example(branches, scored, cut, padded)
 
 
 def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -150,11 +150,13 @@ def _no_room(prompt: int, max_length: int) -> BadRow:
     return BadRow(f"the prompt leaves no room for the answer within {max_length} tokens (it has {prompt})")
 
 
-def _example(branches: list[list[int]], scored: list[list[bool]], cut: bool, length: int) -> dict[str, Any]:
+def _example(branches: list[list[int]], scored: list[list[bool]], cut: bool, padded: bool) -> dict[str, Any]:
     if len(branches) == 2 and branches[0] == branches[1]:
         raise BadRow("its two responses are equal within data.max_length")
-    targets = sum(map(sum, scored))
-    return {"branches": branches, "scored": scored, "length": length, "targets": targets, "cut": cut, "problem": ""}
+    length = (padded_length if padded else tree_length)(branches)
+    tokens = sum(map(len, branches)) if padded else length
+    sizes = {"length": length, "tokens": tokens, "targets": sum(map(sum, scored))}
+    return {"branches": branches, "scored": scored, **sizes, "cut": cut, "problem": ""}
 
 
 UNUSABLE = {
@@ -165,6 +167,7 @@ UNUSABLE = {
     "prompt": 0,
     "last": 0,
     "length": 0,
+    "tokens": 0,
     "targets": 0,
 }
 

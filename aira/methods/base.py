@@ -7,6 +7,7 @@ gradients are those of the whole batch, whatever the number of rows and ranks.
 import contextlib
 import copy
 import math
+import time
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -40,6 +41,8 @@ class Method(pl.LightningModule):
 
     unit: Literal["tokens", "examples"]
     """What losses are averaged over: the batch's scored tokens, or its examples."""
+    step_seconds: float
+    """Of the last step, the wait for its data included; the validation, samples and checkpoints before it are not."""
 
     def __init__(self, model: nn.Module, optimizer: dict[str, Any], schedule: dict[str, Any], seed: int = 0) -> None:
         super().__init__()
@@ -96,6 +99,13 @@ class Method(pl.LightningModule):
         metrics = {f"train/{name}": value for name, value in self.metrics(totals, count).items()}
         self.log("train/loss", metrics.pop("train/loss"), prog_bar=True)
         self.log_dict(metrics)
+        self.step_seconds = time.perf_counter() - self._since
+
+    def _start_clock(self, *_: Any, **__: Any) -> None:
+        """Time the next step; Lightning calls this after the callbacks, which have written and asked by now."""
+        self._since = time.perf_counter()
+
+    on_train_start = on_train_batch_end = on_validation_end = _start_clock
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Have Lightning validate after the last step, whatever the interval: what is exported is what was measured."""

@@ -24,7 +24,7 @@ SLOW = pytest.mark.slow
 
 
 def outcome(folder):
-    """What was logged at each step, and the weights of the export."""
+    """What was logged at each step and counted in all, and the weights of the export."""
     with open(run_folder(folder) / "logs" / "version_0" / "metrics.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     logged = {
@@ -33,6 +33,8 @@ def outcome(folder):
         for name, value in row.items()
         if value and name.startswith(("train/", "val/"))
     }
+    counted = torch.load(run_folder(folder) / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["Throughput"]
+    logged |= {("all", name): counted[name] for name in ("tokens", "examples")}
     return logged, load_file(run_folder(folder) / "export" / "model.safetensors")
 
 

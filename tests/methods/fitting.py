@@ -50,6 +50,8 @@ def fit(
     validate=False,
     recorder=None,
     shuffled=False,
+    callbacks=(),
+    every=None,
     **settings,
 ):
     """Train for a few steps.
@@ -66,9 +68,9 @@ def fit(
         precision=precision,
         max_epochs=1,
         max_steps=steps,
-        val_check_interval=steps,
+        val_check_interval=every or steps,
         limit_val_batches=1.0 if validate else 0,
-        callbacks=[recorder],
+        callbacks=[*callbacks, recorder],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
