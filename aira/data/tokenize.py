@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import unicodedata
+from bisect import bisect_left
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Sequence, Value
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar
 from jinja2 import TemplateError
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from aira import __version__
@@ -64,7 +67,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple
 def encode(
     tokenizer: PreTrainedTokenizerBase, conversations: list[list[Message]], max_length: int, loss_on: str
 ) -> dict[str, Any]:
-    """Encode the branches of one example for a language model, each as one text, prefix and all.
+    """Encode the branches of one example for a language model, each whole: the generation prompt, and what follows it.
 
     Args:
         conversations: one conversation a branch.
@@ -73,27 +76,100 @@ def encode(
             the first.
 
     Raises:
-        BadRow: no scored token is left within `max_length`, or two branches are cut to the same.
+        BadRow: no scored token is left within `max_length`, two branches are cut to the same, or a scored turn cannot
+            be encoded as the continuation of its generation prompt.
     """
     branches, scored, cut = [], [], False
     for messages in conversations:
         whole, ranges = render(tokenizer, messages)
-        encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids = encoded["input_ids"]
-        if loss_on == "all":
-            mask = [False] + [True] * (len(ids) - 1)
-        else:
-            starts = np.array([start for start, _ in encoded["offset_mapping"]])
-            inside = np.zeros(len(ids), dtype=bool)
-            for first, last in ranges if loss_on == "completion" else ranges[-1:]:
-                inside |= (starts >= first) & (starts < last)
-            mask = inside.tolist()
+        ids, turns = _ids(tokenizer, whole, ranges[-1:] if loss_on == "response" else ranges)
+        mask = [loss_on == "all" and i > 0 for i in range(len(ids))]
+        for first, last in turns:
+            mask[first:last] = [True] * (last - first)
         cut |= len(ids) > max_length
         branches.append(ids[:max_length])
         scored.append(mask[:max_length])
         if not any(scored[-1]):
             raise _no_room(next((i for i, flag in enumerate(mask) if flag), len(ids)), max_length)
     return _example(branches, scored, cut, padded=False)
+
+
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, whole: str, ranges: list[tuple[int, int]]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The tokens of a conversation, which begin with those of each range's generation prompt, and the ranges in tokens.
+
+    Args:
+        whole, ranges: of `render`; the last range is the conversation's last turn.
+
+    Raises:
+        BadRow: there are no such tokens.
+    """
+    ids, offsets = _encoded(tokenizer, whole)
+    apart = {token for token, added in tokenizer.added_tokens_decoder.items() if not added.normalized}
+    walls = [i for i, token in enumerate(ids) if token in apart]  # what stands on one side does not change the other
+    prompts = []
+    for first, _ in ranges:
+        wall = next((i for i in reversed(walls) if offsets[i][1] <= first), None)
+        at = 0 if wall is None else offsets[wall][0]
+        prompts.append(ids[: wall or 0] + _encoded(tokenizer, whole[at:first])[0])
+    prompt, answered = prompts[-1], ranges[-1][0]
+    if ids[: len(prompt)] != prompt:
+        joint, ids = ids, prompt + _continuation(tokenizer, whole[answered:])
+        if _text(tokenizer, ids) not in (_text(tokenizer, joint), unicodedata.normalize("NFKC", whole)):
+            raise BadRow("the tokenizer cannot write the answer as a continuation of its generation prompt")
+        offsets = _encoded(tokenizer, whole[:answered])[1]
+    if any(ids[: len(earlier)] != earlier for earlier in prompts):
+        raise BadRow(
+            "an earlier answer has other tokens where a later one is given than where it is given itself; "
+            "method.loss_on=response trains on the last one alone"
+        )
+    starts = [start for start, _ in offsets]
+    ends = [*(bisect_left(starts, last) for _, last in ranges[:-1]), len(ids)]
+    return ids, list(zip(map(len, prompts), ends, strict=True))
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """The tokens of a text, and the characters that each stands for."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return unicodedata.normalize("NFKC", tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text that stands behind others: without the space that some tokenizers put before a text."""
+    ids, offsets = _encoded(tokenizer, text)
+    added = tokenizer.added_tokens_decoder
+    special = next((i for i, token in enumerate(ids) if token in added), len(ids))
+    first = offsets[special][0] if special < len(ids) else len(text)  # from here on it is as ever
+    backend = tokenizer.backend_tokenizer
+    bare = Tokenizer(backend.model)
+    bare.normalizer, bare.pre_tokenizer = _bare(backend.normalizer), _bare(backend.pre_tokenizer)
+    return [*bare.encode(text[:first]).ids, *ids[special:]]
+
+
+def _bare(part: Any) -> Any:
+    """A normalizer or pre-tokenizer that puts nothing before a text; the tokenizer's own is left as it is."""
+
+    def edited(state: Any) -> Any:
+        if isinstance(state, list):
+            return [edited(one) for one in state]
+        if not isinstance(state, dict):
+            return state
+        if state.get("type") == "Prepend":
+            return {"type": "Sequence", "normalizers": []}
+        without: dict[Any, dict[str, Any]] = {
+            "Metaspace": {"prepend_scheme": "never"},
+            "ByteLevel": {"add_prefix_space": False},
+        }
+        return {key: edited(value) for key, value in state.items()} | without.get(state.get("type"), {})
+
+    if part is not None:
+        part.__setstate__(json.dumps(edited(json.loads(part.__getstate__()))).encode())
+    return part
 
 
 def encode_scorer(
@@ -121,10 +197,10 @@ def encode_scorer(
             tokenizer.backend_tokenizer.no_truncation()  # or the cache's key and the export would have it, too
         else:
             whole, ranges = render(tokenizer, messages)
-            encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            ids = encoded["input_ids"]
-            before = next(i for i, (start, _) in enumerate(encoded["offset_mapping"]) if start >= ranges[-1][0])
-            ending = ids[::-1].index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else 0
+            ids, offsets = _encoded(tokenizer, whole)
+            before = sum(start < ranges[-1][0] for start, _ in offsets)
+            end = tokenizer.eos_token_id
+            ending = ids[::-1].index(end) + 1 if end in ids[before:] else 0
             if len(ids) > max_length and before + ending >= max_length:
                 raise _no_room(before, max_length)
             kept = ids[: max_length - ending] + ids[len(ids) - ending :] if len(ids) > max_length else ids
