@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Sequence, Value
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar
+from filelock import FileLock
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -266,6 +267,8 @@ def tokenize(
 ) -> Dataset:
     """Tokenize rows once; the result is kept on disk under a key of everything it depends on.
 
+    Where several processes ask for the same, the first tokenizes, and the others wait and read what it has kept.
+
     Args:
         key: changes when the content of `rows` does.
         columns: see `aira.data.schemas.mapped_columns`.
@@ -325,10 +328,13 @@ def tokenize(
         desc=f"Tokenizing {source}",
     )
     try:
-        try:
-            return mapped(load_from_cache_file=True)
-        except pa.ArrowInvalid:  # the kept table is damaged
-            return mapped(load_from_cache_file=False)
+        with FileLock(
+            folder / f"{fingerprint}.lock"
+        ):  # of several processes one makes the table; a kill frees the lock
+            try:
+                return mapped(load_from_cache_file=True)
+            except pa.ArrowInvalid:  # the kept table is damaged
+                return mapped(load_from_cache_file=False)
     except OSError as error:
         if not no_room(error):
             raise

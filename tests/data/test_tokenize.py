@@ -1,6 +1,10 @@
 """Token ids of training are those of the exported chat template, and exactly the completions are scored."""
 
+import contextlib
+import multiprocessing
 import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+import aira.data.tokenize
 from aira.data.schemas import BadRow
 from aira.data.tokenize import encode, render, tokenize, usable
 from aira.models.backbone import load_tokenizer
@@ -254,6 +259,61 @@ def test_rows_are_encoded_one_by_one(run, tokenizer):
 def test_two_processes(run):
     """Catches data.num_proc that changes the rows or their order."""
     assert run(num_proc=2, key="two")[0].to_list() == run()[0].to_list()
+
+
+@pytest.fixture
+def started(run, cache, monkeypatch):
+    """Start a process that tokenizes, and leaves a letter in a file for each row that it reads, slowly."""
+    reading, counted = aira.data.tokenize.read_example, cache / "counted"
+    counted.touch()
+
+    def slow(*arguments):
+        with counted.open("a") as file:
+            file.write("x")
+        time.sleep(0.1)
+        return reading(*arguments)
+
+    def work(barrier, kept, settings):
+        os.setsid()
+        barrier.wait(60)
+        kept.put(run(**settings)[0].to_list())
+
+    def start(count, **settings):
+        forked = multiprocessing.get_context("fork")
+        barrier, kept = forked.Barrier(count), forked.Queue()
+        processes = [forked.Process(target=work, args=(barrier, kept, settings)) for _ in range(count)]
+        for process in processes:
+            process.start()
+        return processes, kept, counted
+
+    monkeypatch.setattr("aira.data.tokenize.read_example", slow)
+    return start
+
+
+def test_of_several_processes_one_tokenizes(run, started):
+    """Catches ranks that all do the same work, and a table that is read before it is whole."""
+    _, kept, counted = started(3)
+    tables = [kept.get(timeout=60) for _ in range(3)]
+    assert counted.stat().st_size == len(ROWS)
+    assert tables == 3 * [run()[0].to_list()]
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_a_killed_process_is_not_waited_for(started, cache, num_proc):
+    """Catches a lock that outlives its holder, in the processes that it started too."""
+    (first,), _, counted = started(1, num_proc=num_proc)
+    while not counted.stat().st_size:
+        time.sleep(0.01)
+    first.kill()
+    first.join()
+    (second,), kept, _ = started(1)
+    try:
+        assert len(kept.get(timeout=60)) == len(ROWS)
+        second.join()
+    finally:
+        second.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)  # the processes that the killed one has left behind
 
 
 def test_usable(run):
