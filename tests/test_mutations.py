@@ -62,6 +62,14 @@ MUTATIONS = (
         "tests/methods/test_step.py::test_the_row_budget_changes_nothing",
     ),
     Mutation(
+        "casts that are kept where gradients are reduced layer by layer",
+        "aira/methods/base.py",
+        "            shard(self, self.model, self.shards, self.trainer.precision)\n",
+        '            shard(self, self.model, self.shards, "32-true")\n'
+        "            self.casts = lambda: torch.autocast('cpu', torch.bfloat16, cache_enabled=True)\n",
+        "tests/methods/test_combinations.py",
+    ),
+    Mutation(
         "a plan that goes on at another step",
         "aira/data/plan.py",
         "at = (number - first) * self.batch_size",
@@ -85,8 +93,8 @@ MUTATIONS = (
     Mutation(
         "a reference that is taken for another model's",
         "aira/methods/reference.py",
-        'f"{content(model)} {trainer.precision}',
-        'f"{trainer.precision}',
+        "{key} {split.encoded._fingerprint}",
+        "{split.encoded._fingerprint}",
         "tests/methods/test_dpo.py::test_the_reference_is_computed_once",
     ),
     Mutation(
@@ -120,8 +128,12 @@ MUTATIONS = (
 )
 
 
+def _cell(code: str) -> str:
+    return "; ".join(line.strip() for line in code.strip().split("\n"))
+
+
 def table() -> str:
-    rows = [f"| {m.bug} | `{m.file}` | `{m.line.strip()}` | `{m.broken.strip()}` | `{m.test}` |" for m in MUTATIONS]
+    rows = [f"| {m.bug} | `{m.file}` | `{_cell(m.line)}` | `{_cell(m.broken)}` | `{m.test}` |" for m in MUTATIONS]
     rows = [row.replace(") | (", ") \\| (") for row in rows]
     return "\n".join(["| bug | file | line | broken | test |", "|---|---|---|---|---|", *rows])
 

@@ -5,21 +5,24 @@ gradients are those of the whole batch, whatever the number of rows and ranks.
 """
 
 import contextlib
-import copy
+import functools
 import math
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from aira.data.module import Batch
 from aira.data.trees import Row
 from aira.errors import AiraError
+from aira.models.sharding import shard, with_weights, without_weights
 
 Sums = dict[str, Tensor]
 
@@ -50,7 +53,7 @@ class Method(pl.LightningModule):
         self.model = model
         self.optimizer_settings, self.schedule, self.seed = optimizer, schedule, seed
         self.totals: dict[str, float] = {}
-        self._whole: list[nn.Module] = []  # in a list, so that it is no part of this module
+        self._unsharded: list[nn.Module] = []  # without weights; in a list, so that it is no part of this module
 
     def row_loss(self, row: Row) -> tuple[Tensor, Sums]:
         """One row's part of the batch.
@@ -60,9 +63,9 @@ class Method(pl.LightningModule):
         """
         raise NotImplementedError
 
-    def forward(self, row: Row) -> tuple[Tensor, Sums]:
-        """`row_loss`, through the hooks by which sharded weights are gathered."""
-        return self.row_loss(row)
+    def forward(self, row: Row, compute: Callable[[Row], Any] | None = None) -> Any:
+        """`row_loss`, or another function of a row, through the hooks by which sharded weights are gathered."""
+        return (compute or self.row_loss)(row)
 
     def metrics(self, sums: dict[str, float], count: int) -> dict[str, float]:
         """What is reported of summed quantities.
@@ -80,7 +83,7 @@ class Method(pl.LightningModule):
         count = getattr(batch, self.unit)
         scale = self.trainer.world_size / count  # DDP averages gradients over ranks
         sums: Sums = {}
-        with weights_cast_once(self.device.type):
+        with self.casts():
             for i, row in enumerate(batch.rows):
                 with contextlib.nullcontext() if i == len(batch.rows) - 1 else self._no_sync():
                     loss, more = self(row)
@@ -132,33 +135,45 @@ class Method(pl.LightningModule):
         """Write into the model's configuration what its users need; the weights are those to be exported."""
 
     def configure_model(self) -> None:
-        """Under a strategy with a device mesh, shard the weights over the ranks, layer by layer (PyTorch's FSDP2)."""
-        if self.device_mesh is None or self._whole:
-            return
-        self._whole.append(copy.deepcopy(self.model) if self.global_rank == 0 else self.model)
-        mesh = self.device_mesh["data_parallel"]
-        for layer in max((m for m in self.model.modules() if isinstance(m, nn.ModuleList)), key=len):
-            fully_shard(layer, mesh=mesh)
-        fully_shard(self, mesh=mesh)
+        """Under a strategy with a device mesh, shard the weights over all processes of all nodes."""
+        if self.device_mesh is not None and not self._unsharded:
+            self._unsharded.append(without_weights(self.model))
+            shard(self, self.model, self.shards, self.trainer.precision)
+
+    @functools.cached_property
+    def shards(self) -> DeviceMesh:
+        """All processes in one dimension; Lightning's mesh has one of its own for each node."""
+        return init_device_mesh(self.trainer.strategy.root_device.type, (self.trainer.world_size,))
 
     def whole_model(self, state: dict[str, Tensor] | None = None) -> nn.Module:
         """The model with all its weights, for generation and export.
 
-        Where the weights are sharded, every rank has to call this, and rank 0 alone gets a model to use.
+        Where the weights are sharded, every rank has to call this, and rank 0 alone gets a model to use, on the CPU.
 
         Args:
             state: other weights, from a checkpoint.
         """
-        if not self._whole:
+        if not self._unsharded:
             if state is not None:
                 self.load_state_dict(state)
             return self.model
         gathered = self.trainer.strategy.lightning_module_state_dict() if state is None else state
-        if self.global_rank == 0:
-            model = {name: value for name, value in gathered.items() if name.startswith("model.")}
-            self._whole[0].load_state_dict({name.removeprefix("model."): value for name, value in model.items()})
-            self.load_state_dict({name: gathered[name] for name in gathered.keys() - model.keys()}, strict=False)
-        return self._whole[0]
+        if self.global_rank != 0:
+            return self.model
+        weights = {name: value for name, value in gathered.items() if name.startswith("model.")}
+        self.load_state_dict({name: gathered[name] for name in gathered.keys() - weights.keys()}, strict=False)
+        return with_weights(self._unsharded[0], {n.removeprefix("model."): value for n, value in weights.items()})
+
+    def casts(self) -> contextlib.AbstractContextManager[Any]:
+        """Under autocast in one CPU process, keep the cast weights for all rows of a step (Lightning keeps none).
+
+        With several processes the gradients of such casts arrive after those of all rows: too late for FSDP2, which
+        reduces behind each layer, and for DDP to send meanwhile. On a GPU the thread of the backward pass forgets them.
+        """
+        device, strategy = self.trainer.strategy.root_device.type, self.trainer.strategy
+        if device != "cpu" or not isinstance(strategy, SingleDeviceStrategy) or not torch.is_autocast_enabled(device):
+            return contextlib.nullcontext()
+        return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=True)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the validation before."""
@@ -168,9 +183,10 @@ class Method(pl.LightningModule):
     def validation_step(self, batch: Batch, _: int) -> None:
         """Add up one batch; averages are taken once, over the whole validation set."""
         sums: Sums = {}
-        for i, row in enumerate(batch.rows):
-            loss, more = self(row)
-            _add(sums, {"loss": loss, **more}, i < batch.own)
+        with self.casts():
+            for i, row in enumerate(batch.rows):
+                loss, more = self(row)
+                _add(sums, {"loss": loss, **more}, i < batch.own)
         for name, value in self._reduced(sums).items():
             self.totals[name] = self.totals.get(name, 0.0) + value
         self.count += getattr(batch, self.unit)
@@ -214,13 +230,6 @@ class Method(pl.LightningModule):
         values = torch.stack([value.detach().double() for value in sums.values()])
         values = self.trainer.strategy.reduce(values, reduce_op="sum")
         return dict(zip(sums, values.tolist(), strict=True))
-
-
-def weights_cast_once(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Under autocast, keep the cast weights for all rows of a step (Lightning turns that cache off)."""
-    if not torch.is_autocast_enabled(device):
-        return contextlib.nullcontext()
-    return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=True)
 
 
 def _add(sums: Sums, more: Sums, counts: bool) -> None:

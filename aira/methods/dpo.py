@@ -5,13 +5,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from aira.data.trees import Row
 from aira.methods.base import Method, Sums
-from aira.methods.losses import branch_sums, log_probs
 from aira.methods.preference import LOSSES, REFERENCE_FREE, Settings, Side
-from aira.methods.reference import load_reference, reference_log_probs
-from aira.models.backbone import hidden_states, unwrap
+from aira.methods.reference import Reference, branch_log_probs, load_reference, reference_log_probs
+from aira.models.backbone import content
+from aira.models.sharding import shard
 
 
 class DPO(Method):
@@ -51,25 +52,49 @@ class DPO(Method):
         super().__init__(model, optimizer, schedule, seed)
         self.loss, self.settings = loss, Settings(beta, label_smoothing, gamma)
         self.sft_weight, self.cache_dir = sft_weight, cache_dir
-        self.other = load_reference(reference, tokenizer, model) if reference and loss not in REFERENCE_FREE else None
+        self._other: list[Reference] = []  # in a list, so that it is no part of this module
+        if reference and loss not in REFERENCE_FREE:
+            self._other.append(Reference(load_reference(reference, tokenizer, model)))
 
-    def setup(self, stage: str) -> None:
-        """Compute the reference's log-probs, or read them from the cache; checkpoints are restored after this."""
-        if self.loss in REFERENCE_FREE:
+    def configure_model(self) -> None:
+        """Compute the reference's log-probs, or read them from the cache; checkpoints are restored after this.
+
+        Where the weights are sharded, the reference's are, too.
+        """
+        other = self._other.pop() if self._other else None
+        wanted = self.loss not in REFERENCE_FREE
+        key = content((other or self).model) if wanted and self.global_rank == 0 else ""  # of the weights as a whole
+        super().configure_model()
+        if not wanted:
             return
+        sharded = self.device_mesh is not None
+        if other and sharded:
+            shard(other, other.model, self.shards, self.trainer.precision)
+        module: nn.Module = (other or self).to(self.trainer.strategy.root_device)
+        training = module.training
+        module.eval()
+
+        def compute(row: Row) -> Tensor:
+            with torch.no_grad(), self.trainer.precision_plugin.val_step_context(), self.casts():
+                found: Tensor = other(row) if other else self(row, self._summed)
+                return found
+
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        key = f"{key} {self.trainer.precision} {sharded}"
         folder = Path(self.cache_dir).expanduser() / "reference"
         parts = [("training", data.train), ("validation", data.validation)]
         for name, split in parts[: 2 if self.trainer.limit_val_batches else 1]:
-            split.reference = reference_log_probs(self.other or self.model, data, split, self.trainer, folder, name)
-        self.other = None
+            split.reference = reference_log_probs(compute, key, data, split, self.trainer, folder, name)
+        if isinstance(module, FSDPModule):
+            module.reshard()  # what runs last stays gathered
+        module.train(training)
+
+    def _summed(self, row: Row) -> Tensor:
+        return branch_log_probs(self.model, row)[0]
 
     def row_loss(self, row: Row) -> tuple[Tensor, Sums]:
         """The losses of the row's pairs, summed; rewards and log-probs by the names of TRL."""
-        hidden = hidden_states(self.model, row)
-        values = log_probs(hidden[row.source], row.target, unwrap(self.model).get_output_embeddings())
-        summed = branch_sums(values, row.branch, len(row.end))
-        lengths = branch_sums(torch.ones_like(values), row.branch, len(row.end))
+        summed, lengths = branch_log_probs(self.model, row)
         reference = torch.zeros_like(summed) if row.reference is None else row.reference
         chosen, rejected = (Side(*(part[side::2] for part in (summed, lengths, reference))) for side in (0, 1))
         losses = LOSSES[self.loss](chosen, rejected, self.settings)

@@ -39,7 +39,10 @@ def _chunk(
     grad[torch.arange(len(targets), device=grad.device), targets] += weights
     grad_inputs, *through = torch.autograd.grad(logits, (inputs, *parameters), grad.to(logits.dtype))
     for i, new in enumerate(through):
-        grads[i] = new if grads[i] is None else grads[i].add_(new)  # type: ignore[union-attr]
+        if grads[i] is None:
+            grads[i] = new.to(torch.promote_types(new.dtype, torch.float32))  # sharded weights may be in half precision
+        else:
+            grads[i].add_(new)  # type: ignore[union-attr]
     return log_probs, grad_inputs
 
 
@@ -118,7 +121,8 @@ def log_probs(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
 def cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
     """Summed negative log-likelihood of the target tokens, without ever holding the logits of all positions.
 
-    A third of the LM head's work is saved against `log_probs`; it can be differentiated once.
+    A third of the LM head's work is saved against `log_probs`; it can be differentiated once. Not so under autocast to
+    float16, whose small gradients exist only once the loss is scaled, which is after this.
 
     Args:
         hidden, targets, head: as for `log_probs`.
@@ -126,6 +130,10 @@ def cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> tuple[Ten
     Returns:
         The sum over tokens, a scalar, and the [N] log-probs without gradient, in float32.
     """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+        values = log_probs(hidden, targets, head)
+        return -values.sum(), values.detach()
     found: tuple[Tensor, Tensor] = _CrossEntropy.apply(hidden, targets, head, *_trained(head))  # type: ignore[no-untyped-call]
     return found
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ from tqdm import tqdm
 from aira.data.module import DataModule, Split
 from aira.data.trees import Row
 from aira.errors import AiraError
-from aira.methods.base import weights_cast_once
 from aira.methods.losses import branch_sums, log_probs
-from aira.models.backbone import content, hidden_states, load_model, load_tokenizer, unwrap
+from aira.models.backbone import hidden_states, load_model, load_tokenizer, unwrap
 from aira.models.template import speaks_aira
 
 
@@ -40,42 +40,65 @@ def load_reference(path: str, tokenizer: Any, model: nn.Module) -> nn.Module:
     return load_model(path, theirs, added, attn_implementation=unwrap(model).config._attn_implementation)
 
 
-def reference_log_probs(
-    model: nn.Module, data: DataModule, split: Split, trainer: pl.Trainer, folder: Path, name: str
-) -> np.ndarray:
-    """The summed log-prob of every branch of a split.
+class Reference(nn.Module):
+    """A reference of its own, called as a module so that its weights can be sharded."""
 
-    The cache is keyed by the content of the model and the data (with template and cut), and by precision. Each process
-    computes its share, and the first one writes.
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+
+    def forward(self, row: Row) -> Tensor:
+        """[B] log-probs of a row's branches."""
+        return branch_log_probs(self.model, row)[0]
+
+
+def branch_log_probs(model: nn.Module, row: Row) -> tuple[Tensor, Tensor]:
+    """Read a row's branches.
+
+    Returns:
+        [B] log-probs summed over scored tokens, and [B] the number of these tokens.
+    """
+    values = log_probs(hidden_states(model, row)[row.source], row.target, unwrap(model).get_output_embeddings())
+    summed, lengths = (branch_sums(each, row.branch, len(row.end)) for each in (values, torch.ones_like(values)))
+    return summed, lengths
+
+
+def reference_log_probs(
+    compute: Callable[[Row], Tensor],
+    key: str,
+    data: DataModule,
+    split: Split,
+    trainer: pl.Trainer,
+    folder: Path,
+    name: str,
+) -> np.ndarray:
+    """The summed log-prob of every branch of a split, from the cache where it was computed before.
+
+    Each process computes its share, and the first one writes.
 
     Args:
-        model: with adapters that do nothing yet, or without.
+        compute: gives the [B] log-probs of a row on the trainer's device; with sharded weights all ranks call it alike.
+        key: of the model and of how it is computed; that of the data (with template and cut) is added here.
         folder: of the cache.
         name: of the split, for the progress bar.
 
     Returns:
         [examples, branches] float32.
     """
-    key = hashlib.sha256(f"{content(model)} {trainer.precision} {split.encoded._fingerprint}".encode())
-    key.update(split.index.tobytes())
-    file = folder / f"{key.hexdigest()[:32]}.npy"
+    digest = hashlib.sha256(f"{key} {split.encoded._fingerprint}".encode())
+    digest.update(split.index.tobytes())
+    file = folder / f"{digest.hexdigest()[:32]}.npy"
     kept = trainer.strategy.broadcast(_read(file) if trainer.is_global_zero else None)
     if kept is not None:
         return kept
-    device = trainer.strategy.root_device
-    network, training = model.to(device), model.training
-    network.eval()
     found: dict[int, list[float]] = {}
-    context = trainer.precision_plugin.val_step_context
-    with torch.no_grad(), context(), weights_cast_once(device.type):
-        for batch in tqdm(
-            data.once(split), f"Reference log-probs, {name}", disable=not trainer.is_global_zero, leave=False
-        ):
-            if batch.own:
-                own = batch.rows[: batch.own]
-                sums = torch.cat([_summed(network, trainer.strategy.batch_to_device(row)) for row in own])
-                found |= zip(batch.indices, sums.reshape(len(batch.indices), -1).tolist(), strict=True)
-    network.train(training)
+    for batch in tqdm(
+        data.once(split), f"Reference log-probs, {name}", disable=not trainer.is_global_zero, leave=False
+    ):
+        sums = [compute(trainer.strategy.batch_to_device(row)) for row in batch.rows][: batch.own]
+        if sums:
+            together = torch.cat(sums).reshape(len(batch.indices), -1)
+            found |= zip(batch.indices, together.tolist(), strict=True)
     if trainer.world_size > 1:
         shares: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(shares, found)
@@ -96,9 +119,3 @@ def _read(file: Path) -> np.ndarray | None:
         return kept
     except (OSError, ValueError, EOFError):
         return None
-
-
-def _summed(network: nn.Module, row: Row) -> Tensor:
-    """[B] log-probs of a row's branches."""
-    values = log_probs(hidden_states(network, row)[row.source], row.target, unwrap(network).get_output_embeddings())
-    return branch_sums(values, row.branch, len(row.end))

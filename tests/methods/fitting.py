@@ -52,6 +52,9 @@ def fit(
     shuffled=False,
     callbacks=(),
     every=None,
+    strategy="auto",
+    devices=1,
+    num_nodes=1,
     **settings,
 ):
     """Train for a few steps.
@@ -64,7 +67,9 @@ def fit(
     recorder = recorder or Recorder()
     trainer = pl.Trainer(
         accelerator="cpu",
-        devices=1,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
         precision=precision,
         max_epochs=1,
         max_steps=steps,

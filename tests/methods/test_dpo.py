@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from aira.errors import AiraError
-from aira.methods import reference
 from aira.methods.dpo import DPO
 from aira.models.backbone import load_model, load_tokenizer, unwrap
 from aira.models.export import export
@@ -103,8 +102,8 @@ def test_the_first_loss_is_ln_2(tmp_path, rows, lora):
 def test_the_reference_is_computed_once(tmp_path, rows, monkeypatch):
     """Catches a second pass over the same data by the same model, and a cache that is taken for another one's."""
     passes = []
-    once = reference._summed
-    monkeypatch.setattr(reference, "_summed", lambda *a: passes.append(1) or once(*a))
+    once = DPO._summed
+    monkeypatch.setattr(DPO, "_summed", lambda *a: passes.append(1) or once(*a))
 
     def count(model=None, lora=None, **settings):
         passes.clear()

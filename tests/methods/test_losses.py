@@ -71,3 +71,32 @@ def test_a_frozen_head_passes_gradients_on(problem):
     head.requires_grad_(False)
     loss, _ = cross_entropy(hidden, targets, head)
     assert_same_gradients(loss, -reference(hidden, targets, head).sum(), [hidden])
+
+
+@pytest.mark.parametrize("function", [lambda *a: -log_probs(*a).sum(), lambda *a: cross_entropy(*a)[0]])
+def test_float16_keeps_gradients_that_the_loss_scaler_saves(problem, function):
+    """Catches a gradient that is taken before the loss is scaled, where float16 has no number as small."""
+    hidden, targets, head = problem
+    hidden, targets = hidden[:1], targets[:1]
+    with torch.no_grad():
+        head.bias[targets] += 16.0  # so the other tokens' probabilities are near 1e-7, and float16 ends at 6e-8
+    with torch.autocast("cpu", torch.float16):
+        (got,) = torch.autograd.grad(function(hidden, targets, head) * 2.0**16, hidden)
+    (expected,) = torch.autograd.grad(-reference(hidden, targets, head).sum(), hidden)
+    assert (got / 2**16 - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("function", [lambda *a: -log_probs(*a).sum(), lambda *a: cross_entropy(*a)[0]])
+def test_gradients_of_a_half_precision_head_are_added_up_in_float32(monkeypatch, function):
+    """Catches a sum over chunks that stands still in bfloat16, as of sharded weights, once it is large."""
+    monkeypatch.setattr(losses, "CHUNK", 4)
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 20).bfloat16()
+    hidden, targets = (
+        torch.randn(1, 8).abs().expand(4000, 8).bfloat16().contiguous(),
+        torch.zeros(4000, dtype=torch.long),
+    )
+    got = torch.autograd.grad(function(hidden, targets, head), list(head.parameters()))
+    expected = torch.autograd.grad(-reference(hidden, targets, head).sum(), list(head.parameters()))
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine.double(), theirs.double(), rtol=0.03, atol=1.0)
