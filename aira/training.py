@@ -29,7 +29,7 @@ from aira.data.module import DataModule
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
 from aira.files import shown
-from aira.models.backbone import context_length, load_config, load_model, load_tokenizer
+from aira.models.backbone import context_length, end_tokens, load_config, load_model, load_tokenizer
 from aira.models.export import export, model_card
 from aira.reports.page import page
 from aira.reports.runs import read_run
@@ -73,7 +73,8 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
     tokenizer, added = load_tokenizer(**where, template=settings["template"], prompt_bos=settings["prompt_bos"])
     config, _ = load_config(**where, vocab_size=len(tokenizer), config=settings["config"])
     _check_length(values["data"]["max_length"], config)
-    data = _data(values, tokenizer)
+    beside = {key: settings[key] for key in ("revision", "trust_remote_code")}
+    data = _data(values, tokenizer, end_tokens(settings["path"], tokenizer, added, config, **beside))
     for line in data.said:
         print(line)
     building = {key: settings[key] for key in BUILDING}
@@ -168,13 +169,14 @@ def _check_length(max_length: int, config: Any) -> None:
         )
 
 
-def _data(values: dict[str, Any], tokenizer: Any) -> DataModule:
+def _data(values: dict[str, Any], tokenizer: Any, ends: list[int]) -> DataModule:
     accepted = inspect.signature(DataModule.__init__).parameters
     return DataModule(
         tokenizer,
         kind=values["method"]["kind"],
         head=values["method"]["head"],
         loss_on=values["method"].get("loss_on", "response"),
+        ends=ends,
         padded=values["model"]["role"] == "encoder",
         seed=values["seed"],
         cache_dir=values["cache_dir"],

@@ -1,7 +1,9 @@
 """The LightningDataModule: splits, the plan of a run, and the rows of each step."""
 
 import contextlib
+import sys
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +30,7 @@ from aira.data.schemas import (
     text_key,
 )
 from aira.data.sources import read
-from aira.data.tokenize import separator_id, tokenize, usable
+from aira.data.tokenize import encode, separator_id, tokenize, usable
 from aira.data.trees import Row, Tree, pack, pad
 from aira.errors import AiraError
 
@@ -112,6 +114,7 @@ class DataModule(pl.LightningDataModule):
         kind: `instruction`, `preference`, `labelled` or `harmful`; see `aira.data.schemas.SCHEMAS`.
         head: `lm` or `score`: what the model computes, and so how a text is encoded.
         loss_on: `completion`, `response` or `all`; see `aira.data.tokenize.encode`.
+        ends: ids that end an answer, beside the tokenizer's own.
         padded: rows for an encoder instead of packed trees.
         seed: of the held-out part and of the order of examples.
         The others are the keys of conf/data/_base.yaml.
@@ -137,6 +140,7 @@ class DataModule(pl.LightningDataModule):
         max_examples: int | None = None,
         max_length: int = 600,
         loss_on: str = "completion",
+        ends: Sequence[int] = (),
         batch_size: int = 16,
         tokens_per_row: int = 1024,
         num_workers: int = 0,
@@ -180,6 +184,8 @@ class DataModule(pl.LightningDataModule):
             return Split(rows, encoded, index)
 
         self.train = load(split)
+        if head == "lm":
+            self._check_end({*ends, tokenizer.eos_token_id} - {None})
         if len(forbidden):
             first, last = np.isin(self.train.prompts, forbidden)
             kept = ~(first | last)
@@ -195,6 +201,17 @@ class DataModule(pl.LightningDataModule):
         if kind == "labelled" and len(np.unique(self.train.labels)) < 2:
             raise AiraError(
                 f"{path}: all training rows have the same label; a classifier needs two. Check data.labels."
+            )
+
+    def _check_end(self, ends: set[int]) -> None:
+        """Say it where an answer has no end token to be learnt; some formats end an answer by plain text."""
+        (example,) = self.examples(self.train, self.train.index[:1])
+        encoded = encode(self.tokenizer, example.conversations[:1], sys.maxsize, "response")
+        if ends.isdisjoint(compress(encoded["branches"][0], encoded["scored"][0])):
+            names = " or ".join(self.tokenizer.convert_ids_to_tokens(sorted(ends))) or "the tokenizer has none"
+            self.said.append(
+                f"{self.path}: the chat template writes no end token ({names}) after an answer, so the model will not "
+                "learn to stop. Let the template write one, or take model.template=aira."
             )
 
     def _held_out(self, fraction: float) -> np.ndarray:

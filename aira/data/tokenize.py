@@ -122,8 +122,8 @@ def _ids(
         offsets = _encoded(tokenizer, whole[:answered])[1]
     if any(ids[: len(earlier)] != earlier for earlier in prompts):
         raise BadRow(
-            "an earlier answer has other tokens where a later one is given than where it is given itself; "
-            "method.loss_on=response trains on the last one alone"
+            "an earlier answer has other tokens where a later one is given than where it is given itself, by this chat "
+            "template; model.template=aira has no such rows"
         )
     starts = [start for start, _ in offsets]
     ends = [*(bisect_left(starts, last) for _, last in ranges[:-1]), len(ids)]

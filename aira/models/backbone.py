@@ -1,5 +1,6 @@
 """Loading a backbone: from the hub, a folder, a GGUF file in a package, or fresh from an architecture."""
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,36 @@ def score_label(config: PretrainedConfig) -> str | None:
     return config.id2label[0] if scorer else None
 
 
+def as_list(ids: int | list[int] | None) -> list[int]:
+    """Token ids that a configuration gives as one, several or none."""
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+
+def end_tokens(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    added: list[int],
+    config: PretrainedConfig,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> list[int]:
+    """The ids that end an answer: the tokenizer's own, and those of the checkpoint's configurations.
+
+    Args:
+        path, tokenizer, added: see `load_model`.
+        config: from `load_config`, so its vocabulary is that of the checkpoint's embeddings. An id beyond them, or of
+            an added token, is none of the checkpoint's.
+    """
+    source, arguments, _ = _source(path, revision, trust_remote_code)
+    stated = as_list(getattr(config, "eos_token_id", None))
+    with contextlib.suppress(OSError):  # it need not have the file
+        where = {key: value for key, value in arguments.items() if key == "revision"}
+        stated += as_list(GenerationConfig.from_pretrained(source, **where).eos_token_id)
+    known = [end for end in stated if 0 <= end < config.vocab_size and end not in added]
+    return list(dict.fromkeys([*as_list(tokenizer.eos_token_id), *known]))
+
+
 def load_model(
     path: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -175,6 +206,7 @@ def load_model(
     """
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     settings, fresh = load_config(path, len(tokenizer), role=role, head=head, config=config, **where)
+    ends = end_tokens(path, tokenizer, added, settings, **where)  # before the vocabulary grows
     if dropout is not None:
         _set_dropout(settings, dropout)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -222,7 +254,9 @@ def load_model(
         check_finite(path, model)
     model.config.update(special)  # only now: the old embeddings may have no row for a new pad token
     if head == "lm":
-        model.generation_config = GenerationConfig(**special)
+        # the checkpoint's ends, and none of its sampling: answers and exports are greedy where nothing else is asked
+        several = {"eos_token_id": ends if len(ends) > 1 else tokenizer.eos_token_id}
+        model.generation_config = GenerationConfig(**special | several)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora and lora["r"]:

@@ -1,6 +1,7 @@
 """Answers of a language model: greedy or sampled, many prompts at once, without a trace in the random state."""
 
 from collections.abc import Sequence
+from itertools import groupby, takewhile
 from typing import Any
 
 import torch
@@ -8,10 +9,13 @@ from transformers import PreTrainedTokenizerBase
 
 from aira.data.schemas import Message
 from aira.errors import AiraError
-from aira.models.backbone import context_length, unwrap
+from aira.models.backbone import as_list, context_length, unwrap
 
 GENERATION_BATCH = 64
 """Answers that are generated at once."""
+
+PADDED = {"temperature", "top_k", "top_p", "repetition_penalty"}
+"""Settings of the sampling that padding does not change: they look at scores alone, or leave padding out."""
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
@@ -44,10 +48,13 @@ def answer(
         max_new_tokens: the longest answer; a prompt near the end of the context leaves room for less.
         n: answers to each.
         seed: of the sampling. Answers depend on what else is asked in the same call.
-        sampling: arguments of `generate`, such as `top_k`; without `temperature`, answers are greedy.
+        sampling: arguments of `generate`, such as `top_k`; without `temperature`, answers are greedy. With one that
+            is not in `PADDED`, only prompts of one length are answered at once, so that it finds no padding among the
+            earlier tokens, such as `no_repeat_ngram_size` looks at.
 
     Returns:
-        For each conversation its `n` answers, without special tokens.
+        For each conversation its `n` answers, up to the first end token and without special tokens. A greedy one does
+        not depend on what else is asked.
 
     Raises:
         AiraError: a prompt is longer than the model's context.
@@ -64,27 +71,37 @@ def answer(
     training, device = network.training, next(network.parameters()).device
     network.eval()
     answers: list[list[str]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    alike = bool(set(sampling) - PADDED)
+
+    def together(i: int) -> tuple[int, int]:
+        """What prompts of a batch have in common: the room for an answer, and their length where it matters."""
+        length = len(prompts[i])
+        return min(max_new_tokens, context - length), length if alike else 0
+
     portion = max(1, GENERATION_BATCH // n)
+    ends = set(as_list(network.generation_config.eos_token_id))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for start in range(0, len(order), portion):
-            chosen = order[start : start + portion]
-            padded = tokenizer.pad(
-                {"input_ids": [prompts[i] for i in chosen]}, padding_side="left", return_tensors="pt"
-            ).to(device)
-            length = padded["input_ids"].shape[1]
-            output = network.generate(
-                input_ids=padded["input_ids"],
-                attention_mask=padded["attention_mask"],
-                do_sample="temperature" in sampling,
-                num_return_sequences=n,
-                max_new_tokens=min(max_new_tokens, context - length),
-                use_cache=True,
-                **sampling,
-            )
-            texts = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-            for k, i in enumerate(chosen):
-                answers[i] = [text.strip() for text in texts[k * n : (k + 1) * n]]
+        for (room, _), several in groupby(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), key=together):
+            order = list(several)
+            for start in range(0, len(order), portion):
+                chosen = order[start : start + portion]
+                padded = tokenizer.pad(
+                    {"input_ids": [prompts[i] for i in chosen]}, padding_side="left", return_tensors="pt"
+                ).to(device)
+                length = padded["input_ids"].shape[1]
+                output = network.generate(
+                    input_ids=padded["input_ids"],
+                    attention_mask=padded["attention_mask"],
+                    do_sample="temperature" in sampling,
+                    num_return_sequences=n,
+                    max_new_tokens=room,
+                    use_cache=True,
+                    **sampling,
+                )
+                said = [list(takewhile(lambda token: token not in ends, ids)) for ids in output[:, length:].tolist()]
+                texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+                for k, i in enumerate(chosen):
+                    answers[i] = [text.strip() for text in texts[k * n : (k + 1) * n]]
     network.train(training)
     return answers

@@ -1,5 +1,6 @@
 """Every tokenizer and template: training goes on from the very prompt that generation makes."""
 
+import json
 import unicodedata
 from functools import cache
 from itertools import product
@@ -9,6 +10,7 @@ from datasets import Dataset
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from aira.data.module import DataModule
 from aira.data.schemas import BadRow
 from aira.data.tokenize import encode, encode_scorer, tokenize, usable
 from aira.models.generation import prompt_ids
@@ -116,6 +118,15 @@ TEMPLATES = {
     "chatml": written("<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"),
     "text alone": written("\n\nHuman: ", "\n\n", "Assistant: "),
 }
+
+ENDS = [  # what is computed, ends beside the eos, the template, and what is told not to be written
+    ("lm", [], "chatml", "</s>"),
+    ("lm", ["<|im_end|>"], "chatml", None),
+    ("lm", ["<|im_start|>"], "text alone", "</s> or <|im_start|>"),
+    ("lm", ["<|im_start|>"], "special token", "</s> or <|im_start|>"),  # it stands in the prompt alone
+    ("lm", [], "colon", None),
+    ("score", [], "text alone", None),
+]
 
 ANSWERS = [
     "Hello, you.",
@@ -234,7 +245,38 @@ def test_dropped_turns_are_counted(tmp_path):
         table = tokenize(rows, spaced, loss_on=loss_on, cache_dir=str(tmp_path), **arguments)
         index, said = usable(table, "rows")
         assert index.tolist() == left
-        assert left or (said[0].startswith("rows: dropped 2 of 2 rows: an earlier") and "loss_on=response" in said[0])
+        assert left or (
+            said[0].startswith("rows: dropped 2 of 2 rows: an earlier") and "model.template=aira" in said[0]
+        )
+
+
+@pytest.mark.parametrize("loss_on", ["completion", "response", "all"])
+@pytest.mark.parametrize("head, further, template, told", ENDS)
+def test_a_template_without_an_end_is_told_before_training(tmp_path, head, further, template, told, loss_on):
+    """Catches answers that never stop after hours of training, and a word where another end than the eos is written."""
+    tokenizer = made("gpt2", template)
+    rows = [{"prompt": f"Question {i}?", "completion": f"Answer {i}."} for i in range(4)]
+    if head == "score":
+        rows = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "No."} for row in rows]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataModule(
+        tokenizer,
+        kind="preference" if head == "score" else "instruction",
+        path=str(file),
+        head=head,
+        loss_on=loss_on,
+        ends=[tokenizer.convert_tokens_to_ids(token) for token in further],
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert [line for line in data.said if "no end token" in line] == (
+        [
+            f"{file}: the chat template writes no end token ({told}) after an answer, so the model will not learn to "
+            "stop. Let the template write one, or take model.template=aira."
+        ]
+        if told
+        else []
+    )
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
