@@ -11,22 +11,29 @@ from typing import Any
 
 import torch
 
+from aira import __version__
+
 PACKAGES = ("torch", "transformers", "tokenizers", "pytorch-lightning", "datasets", "peft")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Aira, and of those of the packages that are installed."""
+    found = {"aira": __version__}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 @functools.cache
 def environment() -> dict[str, Any]:
     """Versions, processor, threads and the git commit of the code; nothing that names a user or a folder."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "python": sys.version.split()[0],
-        "versions": versions,
+        "versions": versions(*PACKAGES),
         "device": device,
         "threads": torch.get_num_threads(),
         "cpu_count": os.cpu_count(),

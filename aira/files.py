@@ -112,9 +112,9 @@ def check_writable(key: str, path: str) -> None:
         raise AiraError(f"{key}={path}: {folder} is not a folder that can be written to. Name another: {key}=<folder>.")
 
 
-def content_hash(files: Iterable[Path]) -> str:
-    """SHA-256 over the contents (not names or times) of `files`, in order, as hexadecimal."""
-    digest = hashlib.sha256()
+def content_hash(files: Iterable[Path], told: str = "") -> str:
+    """SHA-256 over `told` and the contents (not names or times) of `files`, in order, as hexadecimal."""
+    digest = hashlib.sha256(told.encode())
     for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -93,9 +93,16 @@ MUTATIONS = (
     Mutation(
         "a reference that is taken for another model's",
         "aira/methods/reference.py",
-        "{key} {split.encoded._fingerprint}",
-        "{split.encoded._fingerprint}",
+        'f"{model} {precision}',
+        'f"{precision}',
         "tests/methods/test_dpo.py::test_the_reference_is_computed_once",
+    ),
+    Mutation(
+        "a model that is taken for one of another configuration",
+        "aira/models/backbone.py",
+        "network.config._attn_implementation, settings]",
+        "network.config._attn_implementation]",
+        "tests/models/test_backbone.py::test_what_a_model_is_told_by",
     ),
     Mutation(
         "a guard that drops what is harmless",

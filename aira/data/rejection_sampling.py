@@ -24,7 +24,10 @@ from aira.errors import AiraError
 from aira.files import without_home
 
 FREE = ("output", "output_dir", "cache_dir", "device", "tokens_per_row", "debug", "min_margin")
-"""Keys on which the answers do not depend."""
+"""Keys on which the answers do not depend, but for the type of the device that `auto` stands for."""
+
+NAMES = ("chat_model", "reward_model", "toxicity_model", "prompts", "split", "column", "max_prompts", "models")
+"""Keys by which models and prompts are found; the answers depend on what they are, which is told beside."""
 
 
 @command("rejection_sampling")
@@ -63,19 +66,13 @@ def sample(chat: Any, prompts: list[str], values: dict[str, Any]) -> None:
     Raises:
         AiraError: the folder holds the parts of another sampling.
     """
-    from aira.models.backbone import content
     from aira.models.generation import fits
 
     output, rank, processes = Path(values["output"]), *(int(os.environ.get(k, d)) for k, d in WORLD)
     asked = [text for text in map(chat.clean, prompts) if fits(chat.model, chat.tokenizer, text)]
     if len(asked) < len(prompts) and rank == 0:
         print(f"{len(prompts) - len(asked)} of {len(prompts)} prompts are longer than the model's context.")
-    settings = {key: value for key, value in values.items() if key not in FREE} | {
-        "prompts_asked": len(asked),
-        "prompts_hash": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
-        "weights": [content(one.model) for one in (chat, chat.reward, chat.guard) if one],
-    }
-    _same_settings(output, json.loads(without_home(json.dumps({**settings, "models": chat.paths}))))
+    _same_settings(output, settings_of(chat, asked, values))
     size = values["prompts_per_part"]
     parts = [output / "parts" / f"{start // size:06}.jsonl" for start in range(0, len(asked), size)]
     for i in tqdm(range(rank, len(parts), processes), desc="Parts", disable=rank > 0):
@@ -96,17 +93,34 @@ WORLD = (("RANK", "0"), ("WORLD_SIZE", "1"))
 """What torchrun says of a process, and what holds without it."""
 
 
+def settings_of(chat: Any, asked: list[str], values: dict[str, Any]) -> dict[str, Any]:
+    """All that the answers depend on, with the names (`NAMES`) that say where it is from; as settings.json has it."""
+    from aira.data.tokenize import tokenizer_content
+    from aira.environment import versions
+    from aira.models.backbone import content
+
+    models = [one for one in (chat, chat.reward, chat.guard) if one]
+    settings = {key: value for key, value in values.items() if key not in FREE} | {
+        "device": chat.model.device.type,
+        "versions": versions("torch", "transformers", "tokenizers", "jinja2"),
+        "prompts_asked": len(asked),
+        "prompts_hash": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        "weights": [content(one.model) for one in models],
+        "tokenizers": [tokenizer_content(one.tokenizer) for one in models],
+        "models": chat.paths,
+    }
+    found: dict[str, Any] = json.loads(without_home(json.dumps(settings)))
+    return found
+
+
 def _same_settings(output: Path, settings: dict[str, Any]) -> None:
     file = output / "settings.json"
     if file.exists():
         there = json.loads(file.read_text(encoding="utf-8"))
-        differing = [
-            f"{key}={there.get(key)} there, {value} here" for key, value in settings.items() if there.get(key) != value
-        ]
-        if differing:
-            raise AiraError(
-                f"output={output} holds answers of another sampling ({'; '.join(differing)}). Name another folder."
-            )
+        differing = [key for key, value in settings.items() if there.get(key) != value]
+        if set(differing) - set(NAMES):
+            told = "; ".join(f"{key}={there.get(key)} there, {settings[key]} here" for key in differing)
+            raise AiraError(f"output={output} holds answers of another sampling ({told}). Name another folder.")
     else:
         _write(file, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
 

@@ -198,6 +198,11 @@ def label(value: Any, known: Mapping[str, int]) -> int:
     return known[name]
 
 
+def class_names(labels: Mapping[Any, int] | None) -> dict[str, int]:
+    """The user's names of classes as they are compared: as text, in lower case."""
+    return {str(name).lower(): cls for name, cls in (labels or {}).items()}
+
+
 def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
@@ -303,7 +308,7 @@ def read_example(kind: str, row: Row, mapping: dict[str, Any], labels: dict[str,
     for name, column in mapping.items():
         if name == "label":
             value = [pick(row, part) for part in column] if isinstance(column, list) else pick(row, column)
-            picked[name] = label(value, LABELS | {str(key).lower(): cls for key, cls in (labels or {}).items()})
+            picked[name] = label(value, LABELS | class_names(labels))
         else:
             picked[name] = pick(row, column)
     return SCHEMAS[kind].example(picked)

@@ -108,7 +108,11 @@ def _local(path: str, files: list[Path], builder: str, cache_dir: str | None) ->
             raise AiraError(f"No space left for the cache of {path}. cache_dir=<folder> puts it elsewhere.") from error
         reason = "there is no row in it" if "corresponds to no data" in str(error) else error.__cause__ or error
         raise AiraError(_bad_row(files) or f"{path} could not be read: {reason}.") from error
-    return Source(path, splits, content_hash(files))
+    if data_files:
+        return Source(path, splits, content_hash(files, builder))
+    folder = Path(builder)  # which rows make up a split depends on the names in it, and on what its card says
+    names = [str(file.relative_to(folder)) for file in files]
+    return Source(path, splits, content_hash([*files, *folder.glob("README.md")], json.dumps(names)))
 
 
 def _bad_row(files: Iterable[Path]) -> str | None:

@@ -19,9 +19,9 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from aira import __version__
-from aira.data.schemas import BadRow, Message, last_key, mapped_columns, prompt_key, read_example
+from aira.data.schemas import BadRow, Message, class_names, last_key, mapped_columns, prompt_key, read_example
 from aira.data.trees import padded_length, tree_length
+from aira.environment import versions
 from aira.errors import AiraError
 from aira.files import no_room
 
@@ -195,7 +195,7 @@ def encode_scorer(
             texts = [segment(prompt), response["content"]] if prompt else [response["content"]]
             ids = tokenizer(*texts, verbose=False)["input_ids"]
             kept = tokenizer(*texts, truncation=True, max_length=max_length)["input_ids"]
-            tokenizer.backend_tokenizer.no_truncation()  # or the cache's key and the export would have it, too
+            tokenizer.backend_tokenizer.no_truncation()  # or the export would have it, too
         else:
             whole, ranges = render(tokenizer, messages)
             ids, offsets = _encoded(tokenizer, whole)
@@ -209,6 +209,26 @@ def encode_scorer(
         branches.append(kept)
     scored = [[False] * len(ids) for ids in branches]
     return _example(branches, scored, cut, padded)
+
+
+SETTINGS = (
+    "model_input_names",
+    "truncation_side",
+    "padding_side",
+    "split_special_tokens",
+    "clean_up_tokenization_spaces",
+    "model_max_length",
+)
+"""What a tokenizer reads and writes by, beside its file, its special tokens and its chat template."""
+
+
+def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of all that a tokenizer makes of a conversation, and of ids; not of where it was read from."""
+    file = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}  # of the last call
+    settings = {name: getattr(tokenizer, name) for name in SETTINGS}
+    special = [tokenizer.special_tokens_map, tokenizer.all_special_tokens]
+    told = [type(tokenizer).__name__, file, settings, special, tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -299,7 +319,7 @@ def tokenize(
         return encoded | keys | {"labels": list(example.labels), "margin": example.margin}
 
     parts = [
-        __version__,
+        versions("tokenizers", "transformers", "datasets", "jinja2"),
         sorted(FEATURES),
         key,
         kind,
@@ -308,9 +328,8 @@ def tokenize(
         loss_on,
         head,
         padded,
-        labels,
-        tokenizer.chat_template,
-        tokenizer.backend_tokenizer.to_str(),
+        class_names(labels),
+        tokenizer_content(tokenizer),
     ]
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(cache_dir).expanduser() / "tokenized"

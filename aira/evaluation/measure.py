@@ -12,9 +12,12 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from sqlitedict import SqliteDict
 from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aira.data.schemas import HARMLESS, TOXIC, BadRow, Example
+from aira.data.tokenize import tokenizer_content
 from aira.data.trees import Tree
+from aira.environment import versions
 from aira.errors import AiraError
 from aira.evaluation.baselines import cross_fitted, pair_baselines, text_baselines
 from aira.evaluation.harness import PackedLM
@@ -60,9 +63,7 @@ def chat(name: str, path: str, tasks: list[str], values: dict[str, Any], where: 
             tasks=[harness_task(task, shots.get(task), suite["data_dir"], manager) for task in tasks],
             task_manager=manager,
             limit=suite["limit"],
-            use_cache=str(
-                _store(values, model, f"lm {tokenizer.chat_template} {tokenizer.backend_tokenizer.to_str()}")
-            ),
+            use_cache=str(store(values, model, tokenizer)),
             apply_chat_template=suite["chat_template"],
             fewshot_random_seed=1234 + values["seed"],
             bootstrap_iters=1000,
@@ -115,7 +116,7 @@ def scorer(
     suite, seed = values["eval"], values["seed"]
     model = ScoringModel(path, _device(values), suite["max_length"], suite["tokens_per_row"], _autocast(suite), **where)
     lines = {name: Line(name, {}, candidate=True)}
-    file = f"{_store(values, model.model, 'scores')}.db"
+    file = f"{store(values, model.model, model.tokenizer)}.db"
     with SqliteDict(file, autocommit=True, encode=json.dumps, decode=json.loads) as kept:
         for task in tasks:
             usable, trees = _encoded(task, model, values)
@@ -210,10 +211,16 @@ def _device(values: dict[str, Any]) -> str:
     return automatic if values["device"] == "auto" else values["device"]
 
 
-def _store(values: dict[str, Any], model: torch.nn.Module, kind: str) -> Path:
-    """Where the answers of a model are kept: by its weights and by what else they depend on."""
+def store(values: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Where the answers of a model are kept, by request: under a key of all else that they depend on."""
     suite = values["eval"]
-    parts = f"{content(model)} {kind} {suite['precision']} {suite['max_length']} {suite['chat_template']}"
+    parts = [
+        content(model),
+        tokenizer_content(tokenizer),
+        model.device.type,
+        versions("torch", "transformers", "tokenizers", "lm_eval"),
+        *(suite[key] for key in ("precision", "max_length", "chat_template")),
+    ]
     folder = Path(values["cache_dir"]).expanduser() / "evaluated"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / hashlib.sha256(parts.encode()).hexdigest()[:32]
+    return folder / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -63,7 +63,7 @@ class DPO(Method):
         """
         other = self._other.pop() if self._other else None
         wanted = self.loss not in REFERENCE_FREE
-        key = content((other or self).model) if wanted and self.global_rank == 0 else ""  # of the weights as a whole
+        told = content((other or self).model) if wanted and self.global_rank == 0 else ""  # of the weights as a whole
         super().configure_model()
         if not wanted:
             return
@@ -80,11 +80,10 @@ class DPO(Method):
                 return found
 
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        key = f"{key} {self.trainer.precision} {sharded}"
         folder = Path(self.cache_dir).expanduser() / "reference"
         parts = [("training", data.train), ("validation", data.validation)]
         for name, split in parts[: 2 if self.trainer.limit_val_batches else 1]:
-            split.reference = reference_log_probs(compute, key, data, split, self.trainer, folder, name)
+            split.reference = reference_log_probs(compute, told, sharded, data, split, self.trainer, folder, name)
         if isinstance(module, FSDPModule):
             module.reshard()  # what runs last stays gathered
         module.train(training)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from aira.data.module import DataModule, Split
 from aira.data.trees import Row
+from aira.environment import versions
 from aira.errors import AiraError
 from aira.methods.losses import branch_sums, log_probs
 from aira.models.backbone import hidden_states, load_model, load_tokenizer, unwrap
@@ -63,9 +64,22 @@ def branch_log_probs(model: nn.Module, row: Row) -> tuple[Tensor, Tensor]:
     return summed, lengths
 
 
+def reference_key(model: str, precision: str, device: str, sharded: bool, split: Split) -> str:
+    """The name of kept log-probs: by the model, how it computes, and the data (with tokenizer, template and cut).
+
+    Args:
+        model: its `aira.models.backbone.content`, asked while its weights are whole.
+        precision: as Lightning names it.
+        device: its type.
+    """
+    told = f"{model} {precision} {device} {sharded} {versions('torch', 'transformers')} {split.encoded._fingerprint}"
+    return hashlib.sha256(told.encode() + split.index.tobytes()).hexdigest()[:32]
+
+
 def reference_log_probs(
     compute: Callable[[Row], Tensor],
-    key: str,
+    model: str,
+    sharded: bool,
     data: DataModule,
     split: Split,
     trainer: pl.Trainer,
@@ -78,16 +92,16 @@ def reference_log_probs(
 
     Args:
         compute: gives the [B] log-probs of a row on the trainer's device; with sharded weights all ranks call it alike.
-        key: of the model and of how it is computed; that of the data (with template and cut) is added here.
+        model: the `aira.models.backbone.content` of what computes; the first process's counts.
+        sharded: whether its weights are.
         folder: of the cache.
         name: of the split, for the progress bar.
 
     Returns:
         [examples, branches] float32.
     """
-    digest = hashlib.sha256(f"{key} {split.encoded._fingerprint}".encode())
-    digest.update(split.index.tobytes())
-    file = folder / f"{digest.hexdigest()[:32]}.npy"
+    key = reference_key(model, trainer.precision, trainer.strategy.root_device.type, sharded, split)
+    file = folder / f"{key}.npy"
     kept = trainer.strategy.broadcast(_read(file) if trainer.is_global_zero else None)
     if kept is not None:
         return kept

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -340,12 +341,27 @@ def unwrap(model: Any) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+NAMES = ("_name_or_path", "architectures", "transformers_version")
+"""Keys of a configuration on which no number depends; a model's class is told by itself."""
+
+
 def content(model: nn.Module) -> str:
-    """A hash of the weights without adapters, and of the architecture."""
+    """A hash of all that a model computes with: class, attention, weights with their types, and configurations.
+
+    Adapters are left out: a policy's do nothing before the first step, so it has the same reference with them and
+    without.
+    """
     network = unwrap(model)
-    digest = hashlib.sha256(f"{network.config.model_type} {network.config._attn_implementation}".encode())
+    parts = [
+        network.config,
+        getattr(network, "generation_config", None),
+    ]  # the second has the tokens that end an answer
+    settings = [{key: value for key, value in part.to_dict().items() if key not in NAMES} for part in parts if part]
+    told = [type(network).__name__, network.config._attn_implementation, settings]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, tensor in network.state_dict().items():
         if "lora_" not in name and "trainable_tokens_" not in name:
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 

@@ -5,13 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import PreTrainedModel
 
-from aira.config import compose_config
-from aira.data.rejection_sampling import main
+from aira import environment
+from aira.chat.load import ROLES, load
+from aira.config import compose_config, plain
+from aira.data.rejection_sampling import _same_settings, main, settings_of
 from aira.data.sources import read
+from aira.errors import AiraError
 from tests.chat.conftest import exports  # noqa: F401
 from tests.end_to_end.command import ENVIRONMENT, ROOT
 
@@ -74,6 +80,63 @@ def test_best_and_worst(asked, tmp_path, monkeypatch):
     path = str(tmp_path / "whole/pairs")
     assert len(read(path, cache_dir=str(tmp_path / "cache")).split("train")) == len(pairs)
     compose_config("train", ["method=dpo", f"data.path={path}"])
+
+
+def test_what_answers_are_kept_under(asked, exports, tmp_path, monkeypatch):  # noqa: F811
+    """Catches a folder gone on with that holds other answers, or refused although it holds the same."""
+    given = asked(tmp_path / "kept", "toxicity_model=last", "guard.reads=exchange")
+    values = plain(compose_config("rejection_sampling", given))
+    chat = load(values)
+    kept = settings_of(chat, ["a", "b"], values)
+
+    def refused(asked=("a", "b"), **changed):
+        _same_settings(tmp_path / "kept", kept)
+        try:
+            _same_settings(tmp_path / "kept", settings_of(chat, list(asked), {**values, **changed}))
+        except AiraError as error:
+            return "holds answers of another sampling" in str(error)
+        return False
+
+    def refused_with(part, name, value):
+        with monkeypatch.context() as patch:
+            patch.setattr(part, name, value)
+            return refused()
+
+    assert not refused()
+    changes = {"n": 5, "temperature": 0.5, "top_k": 3, "top_p": 0.5, "repetition_penalty": 1.2, "max_new_tokens": 9}
+    changes |= {"prompts_per_part": 3, "seed": 1}
+    for key, value in changes.items():
+        assert refused(**{key: value}), key
+    for key, value in {"threshold": 0.3, "threshold_logit": 5.0, "reads": "answer", "high_score": "toxic"}.items():
+        assert refused(guard={**values["guard"], key: value}), key
+    assert refused(["b", "a"]) and refused(["a"]) and refused(["a", "b "])
+    for part in (chat, chat.reward, chat.guard):
+        tokenizer = part.tokenizer
+        assert refused_with(tokenizer, "chat_template", "{{ 'Be brief.' }}" + str(tokenizer.chat_template))
+        assert refused_with(tokenizer, "split_special_tokens", True)
+        before = tokenizer.eos_token
+        tokenizer.eos_token = tokenizer.pad_token
+        assert refused()
+        tokenizer.eos_token = before
+        assert refused_with(part.model.config, "n_head", 2) and refused_with(part.model.config, "pad_token_id", 1)
+        weight = next(part.model.parameters())
+        assert refused_with(weight, "data", weight.data + 1)
+        assert refused_with(part.model.config, "_attn_implementation", "sdpa")
+    assert refused_with(chat.model.generation_config, "eos_token_id", [5, 6])
+    assert refused_with(chat.guard.model.config, "threshold", 0.5)
+    assert refused_with(chat, "guard", None)
+    assert refused_with(PreTrainedModel, "device", property(lambda _: torch.device("cuda:1")))
+    for package in ("torch", "transformers", "tokenizers", "jinja2"):
+        one = lambda name, p=package: "0" if name == p else version(name)  # noqa: E731
+        assert refused_with(environment, "version", one), package
+    assert not refused(), "nothing of it stays"
+
+    free = {"output_dir": "o", "cache_dir": "c", "tokens_per_row": 7, "debug": True, "min_margin": 1.0, "device": "cpu"}
+    shutil.copytree(exports, tmp_path / "copies/day")
+    copies = {key: f"{tmp_path}/copies/day/{name}" for key, name in zip(ROLES, ("chat", "reward", "toxicity"))}
+    found = {"prompts": "elsewhere", "split": "test", "column": "text", "max_prompts": 2, "output": "there"}
+    chat = load({**values, **copies, "tokens_per_row": 7, "device": "cpu"})
+    assert not refused(**free, **copies, **found)
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,27 @@ def test_key_follows_the_content(write, cache):
     assert after.split("train")[-1] == ROWS[0]
 
 
+CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {{split: train, path: {}.jsonl}}\n---\n"
+
+
+def test_key_follows_the_splits(write, cache, tmp_path):
+    """Catches one split's tokenized rows that are taken for another's: the files are equal, and their names are not."""
+    folders = {
+        "a": {"train.jsonl": ROWS[:3], "validation.jsonl": ROWS[3:]},
+        "b": {"test.jsonl": ROWS[:3], "train.jsonl": ROWS[3:]},
+        "c": {"one.jsonl": ROWS[:3], "two.jsonl": ROWS[3:], "README.md": CARD.format("one")},
+        "d": {"one.jsonl": ROWS[:3], "two.jsonl": ROWS[3:], "README.md": CARD.format("two")},
+    }
+    for folder, files in folders.items():
+        for name, content in files.items():
+            write(f"{folder}/{name}", content)
+    found = {name: read(str(tmp_path / "files" / name), cache_dir=str(cache)) for name in folders}
+    assert [one.split("train")[0] for one in found.values()] == [ROWS[0], ROWS[3], ROWS[0], ROWS[3]]
+    assert len({one.key for one in found.values()}) == 4
+    shutil.copytree(tmp_path / "files" / "a", tmp_path / "copy")
+    assert read(str(tmp_path / "copy"), cache_dir=str(cache)).key == found["a"].key
+
+
 def test_read_only_folder(tmp_path, module):
     """Catches a file written beside the user's data."""
     folder = shutil.copytree(HUB / "instruct-aira-dataset", tmp_path / "locked")

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 import aira.data.tokenize
+from aira import environment
 from aira.data.schemas import BadRow
 from aira.data.tokenize import encode, render, tokenize, usable
 from aira.models.backbone import load_tokenizer
@@ -223,25 +225,75 @@ def test_second_time_reads_the_cache(run, cache):
     assert second.to_list() == first.to_list() and len(first) == len(ROWS)
 
 
-@pytest.mark.parametrize(
-    "change", ["key", "max_length", "loss_on", "columns", "template", "vocabulary"], ids=lambda change: change
-)
-def test_what_the_cache_depends_on(run, chatml, change):
-    """Catches ids of another text, template, tokenizer or length that are taken from the cache."""
-    rows = [{**row, "answer": "Não."} for row in ROWS]
-    changed = {
-        "key": {"key": "other"},
-        "max_length": {"max_length": 12},
-        "loss_on": {"loss_on": "all"},
-        "columns": {"columns": {"completion": "answer"}},
-        "template": {"tokenizer": load_tokenizer(TINY, prompt_bos=False)[0]},
-        "vocabulary": {"tokenizer": chatml},
-    }[change]
-    first, files = run(rows)
-    second, both = run(rows, **changed)
-    assert len(files) == 1 and len(both) == 2
-    if change != "key":
-        assert second.to_list() != first.to_list()
+def other(**attributes):
+    """The tiny tokenizer with other attributes, and the file that it had."""
+    tokenizer = load_tokenizer(TINY)[0]
+    for name, value in attributes.items():
+        setattr(tokenizer, name, value)
+    return tokenizer
+
+
+def with_default(text):
+    """A template that writes a system message of its own."""
+    template = load_tokenizer(TINY)[0].chat_template
+    return f"{{{{ '{text}' }}}}{template}"
+
+
+CHANGES = {
+    "content": lambda: {"key": "other"},
+    "kind": lambda: {"kind": "labelled", "head": "score"},
+    "head": lambda: {"head": "score"},
+    "padded": lambda: {"head": "score", "padded": True},
+    "labels": lambda: {"kind": "labelled", "head": "score", "labels": {"5": 1}},
+    "other labels": lambda: {"kind": "labelled", "head": "score", "labels": {"5": 0}},
+    "max_length": lambda: {"max_length": 12},
+    "loss_on": lambda: {"loss_on": "all"},
+    "columns": lambda: {"columns": {"completion": "answer"}},
+    "template": lambda: {"tokenizer": load_tokenizer(TINY, prompt_bos=False)[0]},
+    "default system message": lambda: {"tokenizer": other(chat_template=with_default("Be kind."))},
+    "another default system message": lambda: {"tokenizer": other(chat_template=with_default("Be brief."))},
+    "end token": lambda: {"tokenizer": other(eos_token=SEP)},
+    "end token of a scorer": lambda: {"tokenizer": other(eos_token=SEP), "head": "score"},
+    "padding token": lambda: {"tokenizer": other(pad_token=EOS)},
+    "separator": lambda: {"tokenizer": other(sep_token=EOS)},
+    "beginning": lambda: {"tokenizer": other(bos_token=SEP)},
+    "extra tokens": lambda: {"tokenizer": other(extra_special_tokens=["the"])},
+    "side of the cut": lambda: {"tokenizer": other(truncation_side="left")},
+    "split_special_tokens": lambda: {"tokenizer": other(split_special_tokens=True)},
+    "segments": lambda: {"tokenizer": other(model_input_names=["input_ids", "token_type_ids", "attention_mask"])},
+    "post-processor": lambda: {"tokenizer": load_tokenizer(TINY, head="score")[0]},
+}
+
+
+def test_what_the_cache_depends_on(run, chatml, monkeypatch):
+    """Catches ids of another text, template, tokenizer, role or length that are taken from the cache."""
+    rows = [{**row, "answer": "Não.", "text": "Olá!", "label": "1"} for row in ROWS]
+    found = {name: run(rows, **change())[0] for name, change in [("none", dict), *CHANGES.items()]}
+    found["vocabulary"] = run(rows, tokenizer=chatml)[0]
+    for package in ("tokenizers", "transformers", "datasets", "jinja2"):
+        monkeypatch.setattr(environment, "version", lambda name, p=package: "0" if name == p else version(name))
+        found[package] = run(rows)[0]
+    fingerprints = {name: table._fingerprint for name, table in found.items()}
+    assert len(set(fingerprints.values())) == len(found), fingerprints
+    plain = found["none"].to_list()
+    for name in ("kind", "head", "max_length", "loss_on", "columns", "template", "default system message"):
+        assert found[name].to_list() != plain, name
+    assert found["split_special_tokens"].to_list() != plain  # of which the tokenizer's own file says nothing
+
+
+def test_what_the_cache_does_not_depend_on(run, tmp_path):
+    """Catches tables that are made again for a copy of the tokenizer, another spelling, or after another call."""
+    expected = run()[0]._fingerprint
+    used = other()
+    used(["a", "a b c"], padding=True, truncation=True, max_length=2)
+    used.save_pretrained(tmp_path / "copy")
+    for change in ({"num_proc": 2}, {"tokenizer": used}, {"tokenizer": load_tokenizer(str(tmp_path / "copy"))[0]}):
+        assert run(**change)[0]._fingerprint == expected, change
+    rows = [{"text": "Olá!", "label": 5}] * 2
+    tables = [
+        run(rows, kind="labelled", head="score", labels=names)[0] for names in ({5: 1, "Não": 0}, {"não": 0, "5": 1})
+    ]
+    assert tables[0]._fingerprint == tables[1]._fingerprint and tables[0]["labels"][0] == [1]
 
 
 def test_rows_are_encoded_one_by_one(run, tokenizer):

@@ -2,13 +2,17 @@
 
 import copy
 import math
+import shutil
 
 import pytest
 import torch
 
+from aira import environment
+from aira.data.module import DataModule
 from aira.errors import AiraError
 from aira.methods.dpo import DPO
-from aira.models.backbone import load_model, load_tokenizer, unwrap
+from aira.methods.reference import load_reference, reference_key
+from aira.models.backbone import content, load_model, load_tokenizer, unwrap
 from aira.models.export import export
 from tests.methods.fitting import CONSTANT, OPTIMIZER, TRL, Log, fit, write
 
@@ -120,6 +124,67 @@ def test_the_reference_is_computed_once(tmp_path, rows, monkeypatch):
     with torch.no_grad():
         next(other.parameters())[0, 0] += 1
     assert count(other, loss_on="response") > 0
+
+
+def configured(**changed):
+    """The policy's weights in a model of another configuration."""
+    torch.manual_seed(0)
+    tokenizer, added = load_tokenizer(TINY)
+    other = load_model(TINY, tokenizer, added, config={**SHAPE, **changed})
+    other.load_state_dict(policy()[0].state_dict())
+    return other
+
+
+def test_what_the_reference_is_kept_under(tmp_path, rows, monkeypatch):
+    """Catches log-probs that are taken for others', and a key that changes where no log-prob does."""
+    model, tokenizer = policy()
+    export(policy()[0], tokenizer, tmp_path / "here", "card")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+
+    def key(
+        model=model, precision="32-true", device="cpu", sharded=False, split="train", tokenizer=tokenizer, **settings
+    ):
+        settings = {"loss_on": "response", "cache_dir": str(tmp_path / "cache"), **settings}
+        data = DataModule(tokenizer, kind="preference", path=settings.pop("path", rows), **settings)
+        return reference_key(content(model), precision, device, sharded, getattr(data, split))
+
+    other = policy()[0]
+    with torch.no_grad():
+        next(other.parameters())[0, 0] += 1
+    brief = load_tokenizer(TINY)[0]
+    brief.chat_template = "{{ 'Be brief.' }}" + brief.chat_template
+    changes = {
+        "nothing": {},
+        "weights": {"model": other},
+        "heads": {"model": configured(n_head=4)},
+        "epsilon": {"model": configured(layer_norm_epsilon=1e-3)},
+        "activation": {"model": configured(activation_function="relu")},
+        "attention": {"model": policy(attn_implementation="sdpa")[0]},
+        "type": {"model": policy()[0].bfloat16()},
+        "precision": {"precision": "bf16-mixed"},
+        "device": {"device": "cuda"},
+        "sharded": {"sharded": True},
+        "split": {"split": "validation"},
+        "rows": {"path": write(tmp_path / "others", ROWS[::-1])},
+        "fewer": {"max_examples": 5},
+        "columns": {"columns": {"chosen": "rejected", "rejected": "chosen"}},
+        "cut": {"max_length": 20},
+        "loss_on": {"loss_on": "all"},
+        "template": {"tokenizer": brief},
+        "exclude": {"exclude": [write(tmp_path / "excluded", ROWS[:2])]},
+    }
+    found = {name: key(**change) for name, change in changes.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "version", lambda name: "0")
+        found["versions"] = key()
+    assert len(set(found.values())) == len(found), found
+    for path in ("here", "there"):
+        assert key(load_reference(str(tmp_path / path), tokenizer, model)) == found["nothing"], (
+            "a reference by its path"
+        )
+    shutil.copytree(rows, tmp_path / "copy")
+    free = {"path": str(tmp_path / "copy"), "cache_dir": str(tmp_path / "elsewhere"), "tokens_per_row": 7}
+    assert key(policy(lora=LORA)[0], num_workers=2, num_proc=2, batch_size=3, **free) == found["nothing"]
 
 
 def test_a_reference_from_elsewhere(tmp_path, rows):

@@ -11,10 +11,10 @@ from aira.data.trees import Tree, pack
 from aira.errors import AiraError
 from aira.files import locate
 from aira.methods.losses import cross_entropy
-from aira.models.backbone import hidden_states, load_config, load_model, load_tokenizer, unwrap
+from aira.models.backbone import content, hidden_states, load_config, load_model, load_tokenizer, unwrap
 from aira.models.export import export
 from aira.models.template import SPECIAL_TOKENS
-from tests.models.conftest import CAUSAL
+from tests.models.conftest import CAUSAL, make
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
 TINY = "pkg://aira.models/tiny/causal"
@@ -182,3 +182,56 @@ def test_pickled_weights_are_refused(tmp_path, name):
     torch.save(model.state_dict(), folder / name)
     with pytest.raises(AiraError, match=r"safetensors.*a pickle can run any code"):
         load(str(folder))
+
+
+GPT2, LLAMA, OPT_TINY = CAUSAL["gpt2"], CAUSAL["llama"], CAUSAL["opt"]
+CONFIGURED = [
+    (GPT2, {"n_head": 2}),
+    (GPT2, {"layer_norm_epsilon": 1e-2}),
+    (GPT2, {"activation_function": "relu"}),
+    (GPT2, {"scale_attn_weights": False}),
+    (GPT2, {"scale_attn_by_inverse_layer_idx": True}),
+    (LLAMA, {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
+    (LLAMA, {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}),
+    (LLAMA, {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}),
+    (LLAMA, {"rms_norm_eps": 1e-2}),
+    (LLAMA, {"hidden_act": "gelu"}),
+    (OPT_TINY, {"num_attention_heads": 2}),
+    (OPT_TINY, {"activation_function": "gelu"}),
+    (CAUSAL["bloom"], {"n_head": 3}),
+    (CAUSAL["bloom"], {"layer_norm_epsilon": 1e-2}),
+    (CAUSAL["bloom"], {"apply_residual_connection_post_layernorm": True}),
+]
+
+
+@pytest.mark.parametrize(
+    "shape, changed", CONFIGURED, ids=[f"{a['model_type']}-{next(iter(b))}" for a, b in CONFIGURED]
+)
+def test_what_a_model_is_told_by(shape, changed):
+    """Catches what was computed with one configuration being taken for that of another with the same weights."""
+    attention = "eager" if shape["model_type"] == "bloom" else "sdpa"
+    one, other = (make({**shape, **more}, AutoModelForCausalLM, attention) for more in ({}, changed))
+    other.load_state_dict(one.state_dict())
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+    with torch.no_grad():
+        assert (one(ids).logits - other(ids).logits).abs().max() > 1e-4
+    assert content(one) != content(other)
+
+
+def test_what_a_model_is_not_told_by(tmp_path):
+    """Catches another key for the same numbers, and the same one for other weights, types or attention."""
+    tokenizer, added = load_tokenizer(TINY)
+    torch.manual_seed(0)
+    model = load_model(TINY, tokenizer, added, config=GPT2)
+    first = content(model)
+    for folder in ("a", "b"):
+        export(model, tokenizer, tmp_path / folder, "card")
+        assert content(load(str(tmp_path / folder))[0]) == first
+    assert content(load(str(tmp_path / "a"), lora=LORA)[0]) == first
+    others = [content(load(str(tmp_path / "a"), attn_implementation="sdpa")[0]), content(model.bfloat16())]
+    for place in (0, -1):
+        other = load(str(tmp_path / "a"))[0]
+        with torch.no_grad():
+            [*other.parameters()][place].flatten()[-1] += 1
+        others.append(content(other))
+    assert len({first, *others}) == 5

@@ -1,0 +1,93 @@
+"""Kept answers of an evaluation are those of the model, the tokenizer and the settings that are asked for."""
+
+import copy
+import shutil
+from importlib.metadata import version
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from aira import environment
+from aira.config import compose_config, plain
+from aira.evaluation.measure import store
+from aira.models.backbone import load_model, load_tokenizer
+from aira.models.export import export
+from tests.evaluation.test_scorers import BERT, LLAMA
+
+
+def loaded(role, head, shape):
+    """A model from fixed random weights, and its tokenizer."""
+    path = f"pkg://aira.models/tiny/{role}"
+    tokenizer, added = load_tokenizer(path, role=role, head=head)
+    attention = {"attn_implementation": "sdpa"} if role == "encoder" else {}
+    torch.manual_seed(0)
+    return load_model(
+        path, tokenizer, added, role=role, head=head, label="harmless", config=shape, **attention
+    ), tokenizer
+
+
+@pytest.mark.parametrize(
+    "role, head, shape, changed",
+    [
+        ("causal", "lm", LLAMA, {"rms_norm_eps": 1e-2}),
+        ("causal", "score", LLAMA, {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
+        ("encoder", "score", BERT, {"layer_norm_eps": 1e-3}),
+    ],
+)
+def test_what_answers_are_kept_under(tmp_path, monkeypatch, role, head, shape, changed):
+    """Catches answers that are taken for those to other questions, and a key that changes where no answer does."""
+    model, tokenizer = loaded(role, head, shape)
+    values = plain(compose_config("evaluate", ["eval.chat_template=false", f"cache_dir={tmp_path}/cache"]))
+
+    def key(model=model, tokenizer=tokenizer, suite=(), **others):
+        return store({**values, **others, "eval": {**values["eval"], **dict(suite)}}, model, tokenizer).name
+
+    def by(**attributes):
+        other = copy.deepcopy(tokenizer)
+        for name, value in attributes.items():
+            setattr(other, name, value)
+        return key(tokenizer=other)
+
+    other, wider = copy.deepcopy(model), copy.deepcopy(tokenizer)
+    with torch.no_grad():
+        next(other.parameters())[0, 0] += 1
+    wider.add_tokens(["Brazil"])
+    token = tokenizer.convert_ids_to_tokens(7)
+    found = {
+        "nothing": key(),
+        "configuration": key(loaded(role, head, {**shape, **changed})[0]),
+        "weights": key(other),
+        "type": key(copy.deepcopy(model).bfloat16()),
+        "precision": key(suite={"precision": "bf16-mixed"}),
+        "max_length": key(suite={"max_length": 9}),
+        "chat_template": key(suite={"chat_template": True}),
+        "template": by(chat_template="{{ 'Be brief.' }}{{ messages[0]['content'] }}"),
+        "end": by(eos_token=token),
+        "beginning": by(bos_token=token),
+        "padding": by(pad_token=token),
+        "separator": by(sep_token=token),
+        "segments": by(model_input_names=["input_ids"]),
+        "cut": by(truncation_side="left"),
+        "special tokens in a text": by(split_special_tokens=True),
+        "vocabulary": key(tokenizer=wider),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedModel, "device", property(lambda _: torch.device("cuda:1")))
+        found["device"] = key()
+    for package in ("torch", "transformers", "tokenizers", "lm_eval"):
+        with monkeypatch.context() as patch:
+            patch.setattr(environment, "version", lambda name, p=package: "0" if name == p else version(name))
+            found[package] = key()
+    assert len(set(found.values())) == len(found), sorted(found.items(), key=lambda one: one[1])
+
+    free = {"cache_dir": f"{tmp_path}/elsewhere", "seed": 1, "device": "cpu", "debug": True, "country": "BRA"}
+    assert (
+        key(suite={"tokens_per_row": 7, "limit": 3, "tasks": ["a"], "high_score": "toxic"}, **free) == found["nothing"]
+    )
+    export(copy.deepcopy(model), tokenizer, tmp_path / "here", "card")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    for path in ("here", "there"):
+        again, added = load_tokenizer(str(tmp_path / path), role=role, head=head, template=None)
+        how = {"role": role, "head": head, "attn_implementation": model.config._attn_implementation}
+        assert key(load_model(str(tmp_path / path), again, added, label="harmless", **how), again) == found["nothing"]
