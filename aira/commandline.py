@@ -110,6 +110,7 @@ def check(config_name: str) -> None:
                     print(f"Notice: {notice}", file=sys.stderr)
         if config_name == "train" and not arguments.cfg:
             _check_one_folder(arguments.overrides)
+            values["ckpt_path"] = _begun(arguments.overrides) or values["ckpt_path"]
         if not arguments.multirun and values.get("ckpt_path") and not arguments.cfg:
             _go_on(values)
     except AiraError as error:
@@ -125,6 +126,20 @@ def _check_one_folder(overrides: list[str]) -> None:
             f"{processes} processes were started, and each would write into a folder of its own. Name one for all of "
             "them: hydra.run.dir=outputs/<a folder>/<a name>."
         )
+
+
+def _begun(overrides: list[str]) -> str | None:
+    """The checkpoint that a run goes on from where torchrun or SLURM has started it again; None where it is new."""
+    again = any(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    folders = [text.partition("=")[2] for text in overrides if text.startswith("hydra.run.dir=")]
+    if not again or not folders:
+        return None
+    last = Path(str(parse_override(f"dir={folders[-1]}").value())) / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        return None
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "0":
+        print(f"Notice: this run was started again, and goes on from {last}.", file=sys.stderr)
+    return str(last)
 
 
 def _paths(values: dict[str, Any]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import json
 import logging
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -92,6 +93,7 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
     if trainer.is_global_zero:
         _announce(values, data, model, steps, run)
     with _processes_named(run):
+        _meet_again(values["trainer"]["accelerator"])
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     signals.on_train_end(trainer, module)  # Lightning calls nothing where all steps were done before
     best = run / "checkpoints" / "best.ckpt" if values["export"] == "best" else None
@@ -127,6 +129,21 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
         _summary(values, metrics, callbacks, run)
     trainer.strategy.barrier()
     return metrics
+
+
+def _meet_again(accelerator: str) -> None:
+    """Connect workers that torchrun has started again under names of their own.
+
+    torchrun's store outlives them, and the addresses of those that died stand in it, which PyTorch would connect to.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+    if not restarts or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), processes)
+    names = torch.distributed.PrefixStore(f"restart-{restarts}", store)
+    backend = "gloo" if accelerator == "cpu" else "nccl"
+    torch.distributed.init_process_group(backend, store=names, rank=rank, world_size=processes)
 
 
 @contextlib.contextmanager

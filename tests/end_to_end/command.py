@@ -17,23 +17,35 @@ SMALL = [
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 
-def start(*arguments, cwd):
-    """Start train.py in `cwd` without waiting for it."""
-    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+def start(*arguments, cwd, launcher=(), environment=None):
+    """Start train.py in `cwd` without waiting for it.
+
+    Args:
+        launcher: a module, and its arguments, that starts it in Python's place, such as torchrun's.
+        environment: variables beside the usual ones.
+    """
+    module = ["-m", *launcher] if launcher else []
+    command = [sys.executable, *module, str(ROOT / "train.py"), *arguments]
+    variables = {**ENVIRONMENT, **(environment or {})}
     return subprocess.Popen(
-        command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def finish(*processes, status=0):
+    """Wait for processes, each of which has to end with `status`; returns what they printed."""
+    try:
+        printed = [process.communicate(timeout=900)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [status] * len(processes), "\n".join(printed)
+    return "\n".join(printed)
 
 
 def run(*arguments, cwd, status=0):
     """Run train.py in `cwd` and return what it printed."""
-    process = start(*arguments, cwd=cwd)
-    try:
-        printed, _ = process.communicate(timeout=900)
-    finally:
-        process.kill()
-    assert process.returncode == status, printed
-    return printed
+    return finish(start(*arguments, cwd=cwd), status=status)
 
 
 def run_folder(cwd):
