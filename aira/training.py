@@ -17,6 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from aira.callbacks.checkpoint import Checkpoints, check_shapes, measured, read_shapes
 from aira.callbacks.emissions import Emissions
@@ -139,9 +141,8 @@ def _meet_again(accelerator: str) -> None:
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
     if not restarts or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
-    rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), processes)
-    names = torch.distributed.PrefixStore(f"restart-{restarts}", store)
+    store, rank, processes = next(rendezvous("env://"))
+    names = PrefixStore(f"restart-{restarts}", store)
     backend = "gloo" if accelerator == "cpu" else "nccl"
     torch.distributed.init_process_group(backend, store=names, rank=rank, world_size=processes)
 
