@@ -17,7 +17,7 @@ def main(cfg: DictConfig) -> Any:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         from aira.trials import run_trial_of_multirun
 
-        return run_trial_of_multirun(cfg.method.monitor)
+        return run_trial_of_multirun(cfg.method.compare_by)
     if cfg.sweep:
         from aira.sweeps import sweep
 

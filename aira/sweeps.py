@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from aira.config import parse_override, plain
 from aira.errors import AiraError
 from aira.login import online
+from aira.ranking import blurred_by
 from aira.trials import TRIAL, final, run_trial
 
 Space = Mapping[str, str]
@@ -110,6 +111,7 @@ def optuna(
         raise AiraError(
             "sweep.prune=true reads the trials' logs, and logger=none writes none: set one of them otherwise."
         )
+    _check_metric(metric, space)
     _check_same(folder / "search.json", search)
     distributions: dict[str, Any] = {
         key: CategoricalDistribution(_listed(where))
@@ -159,6 +161,16 @@ def optuna(
         return study.best_value if finished else None
 
 
+def _check_metric(metric: str, space: Space) -> None:
+    """Refuse to look for the best by a metric whose meaning the search itself changes."""
+    blurred = blurred_by(metric, [dict.fromkeys(space, end) for end in (0, 1)])
+    if blurred:
+        raise AiraError(
+            f"sweep.metric={metric}: {' and '.join(blurred)}, which sweep.space varies, changes what it means, so its "
+            "best value would be no winner. For DPO, sweep.metric=val/rewards/accuracies sweep.mode=max compares."
+        )
+
+
 def _check_same(file: Path, search: dict[str, Any]) -> None:
     """Refuse to mix two searches in one folder."""
     if file.exists() and (before := json.loads(file.read_text(encoding="utf-8"))) != search:
@@ -198,6 +210,7 @@ def wandb(
         overrides: of train.py, for every trial.
         search: `bayes`, `random` or `grid`.
     """
+    _check_metric(metric, space)
     parameters: dict[str, Any] = {}
     for key, where in parsed(space).items():
         if isinstance(where, ChoiceSweep):
@@ -233,19 +246,28 @@ def trials_of(folder: Path, metric: str) -> list[tuple[str, list[str], float | N
 
 
 def table(folder: Path, metric: str, mode: str) -> str:
-    """The trials of a sweep, the best first, and the command of the best."""
+    """The trials of a sweep, and where they can be compared the best first, with its command."""
     trials = trials_of(folder, metric)
+    blurred = blurred_by(metric, [_chosen(overrides) for _, overrides, _ in trials])
     sign = {"min": 1, "max": -1}[mode]
-    trials.sort(key=lambda trial: float("inf") if trial[2] is None else sign * trial[2])
+    if not blurred:
+        trials.sort(key=lambda trial: float("inf") if trial[2] is None else sign * trial[2])
     shared = set.intersection(*(set(overrides) for _, overrides, _ in trials)) if len(trials) > 1 else set()
     width = max([len(name) for name, *_ in trials] + [5])
     lines = [f"\n{'trial':{width}}  {metric:>12}  overrides"]
     for name, overrides, value in trials:
         own = " ".join(text for text in overrides if text not in shared)
         lines.append(f"{name:{width}}  {'unfinished' if value is None else format(value, '.5g'):>12}  {own}")
-    if trials and trials[0][2] is not None:
+    if blurred:
+        lines.append(f"\nNot ranked: {' and '.join(blurred)} changes what {metric} means.")
+    elif trials and trials[0][2] is not None:
         lines.append(f"\nBest: python train.py {shlex.join(trials[0][1])}")
     return "\n".join(lines)
+
+
+def _chosen(overrides: list[str]) -> dict[str, str]:
+    """Overrides as keys, or groups, with what was chosen."""
+    return {key.lstrip("+~"): value for key, _, value in (text.partition("=") for text in overrides)}
 
 
 def conclude(folder: Path, metric: str, mode: str) -> None:
@@ -264,4 +286,4 @@ class Trials(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """After the last trial."""
-        conclude(Path(config.hydra.sweep.dir), config.method.monitor, config.method.mode)
+        conclude(Path(config.hydra.sweep.dir), config.method.compare_by, config.method.compare_mode)

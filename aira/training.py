@@ -29,6 +29,7 @@ from aira.callbacks.signals import Signals
 from aira.callbacks.throughput import Throughput
 from aira.config import build, plain
 from aira.data.module import DataModule
+from aira.data.tokenize import tokenizer_content
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
 from aira.files import shown
@@ -112,7 +113,7 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
             elif isinstance(callback, Emissions):
                 metrics |= {f"emissions/{name}": value for name, value in callback.measured.items()}
             elif isinstance(callback, Samples):
-                metrics |= callback.finish(model, data, trainer.global_step)
+                metrics |= callback.finish(model, data, trainer.loggers, trainer.global_step)
             elif isinstance(callback, Scores):
                 callback.finish(module, data)
         metrics["seconds"] = time.time() - (kept.started if kept else started)
@@ -124,8 +125,10 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
                 logger.log_input("model", where["path"])
                 logger.log_input("dataset", data.path, data.key)
                 logger.log_export(run)
+                logger.log_summary(metrics)
+        known = {"tokenizer": tokenizer_content(tokenizer), "data_key": data.key}  # by which runs can be compared
         (run / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        (run / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+        (run / "environment.json").write_text(json.dumps(environment() | known, indent=2) + "\n", encoding="utf-8")
         if (run / ".hydra").is_dir():  # not where it is called from Python
             (run / "report.html").write_text(page([read_run(run)], run.name), encoding="utf-8")
         _summary(values, metrics, callbacks, run)

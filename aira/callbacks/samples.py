@@ -47,13 +47,13 @@ class Samples(pl.Callback):
             if trainer.is_global_zero:
                 self._ask(model, f"at step {trainer.global_step}", trainer.loggers, trainer.global_step)
 
-    def finish(self, model: nn.Module, data: DataModule, step: int) -> dict[str, float]:
+    def finish(self, model: nn.Module, data: DataModule, loggers: list[Any], step: int) -> dict[str, float]:
         """Ask a last time, and count exact answers of both splits.
 
         Returns:
             `exact_match/train` and `exact_match/val`, fractions; nothing where `exact_match` is 0.
         """
-        self._ask(model, "at the end", [], step)
+        self._ask(model, "at the end", loggers, step)
         if self.limit:
             print("\nCounting exact answers to training and held-out prompts …", flush=True)
             for name, split in (("train", data.train), ("val", data.validation)):

@@ -62,6 +62,11 @@ class Wandb(WandbLogger):
             self.experiment.log_artifact(self._export(run))
 
     @rank_zero_only
+    def log_summary(self, metrics: dict[str, float]) -> None:
+        """Tell the run's final metrics, energy among them: what its table of runs shows."""
+        self.experiment.summary.update(metrics)
+
+    @rank_zero_only
     def log_files(self, name: str, kind: str, folder: Path, files: Iterable[Path]) -> None:
         """Tell that the run made files in its folder."""
         artifact = wandb.Artifact(name, kind)

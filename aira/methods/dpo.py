@@ -109,5 +109,10 @@ class DPO(Method):
                 "rewards/accuracies": (won > lost).float().sum(),
                 "logps/chosen": chosen.log_probs.sum(),
                 "logps/rejected": rejected.log_probs.sum(),
+                "rewards/margins_by_beta": (won - lost).sum() / self.settings.beta,
             }
+            if not free:
+                # half the squared log-ratio (k2 of Schulman, 2020) of the data's responses, where the policy's own are
+                # meant: an estimate near the reference
+                sums["kl"] = (chosen.ratio**2 + rejected.ratio**2).sum() / 4
         return losses.sum(), sums

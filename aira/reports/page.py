@@ -12,13 +12,16 @@ import numpy as np
 from jinja2 import Environment
 
 from aira.files import without_home
+from aira.ranking import UNRANKED, blurred_by
 from aira.reports import plots
 from aira.reports.runs import Run, differing
 
 CURVES = (
     ("loss", "Loss"),
     ("rewards/margins", "Margins of rewards"),
+    ("rewards/margins_by_beta", "Margins of rewards / beta"),
     ("rewards/accuracies", "Chosen preferred"),
+    ("kl", "KL to the reference, estimated, nats"),
     ("margin", "Margin of scores"),
     ("accuracy", "Accuracy"),
     ("accuracy_at_0", "Accuracy at threshold 0"),
@@ -71,12 +74,13 @@ class Part:
 def page(runs: list[Run], title: str) -> str:
     """The report on runs as HTML text."""
     _name_apart(runs)
-    monitor, mode = _monitor(runs)
-    ranked = sorted(runs, key=lambda run: _rank(run, monitor, mode))
-    sections = [_summary(ranked, monitor, mode)]
-    trials = [run for run in ranked if run.trial is not None and monitor in run.metrics]
+    kinds = _kinds(runs)
+    ranked = [run for kind in kinds for run in kind]
+    sections = [_summary(kinds)]
+    metric, _ = compared_by(ranked[0])
+    trials = [run for run in kinds[0] if run.trial is not None and metric in run.metrics]
     if len(trials) > 1:
-        sections.append(_sweep(trials, monitor))
+        sections.append(_sweep(trials, metric))
     sections += [
         _curves(ranked[:LINES]),
         _evaluated(ranked),
@@ -110,13 +114,27 @@ def _told(run: Run) -> str:
     return said if run.finished else f"{said}; not finished"
 
 
-def _monitor(runs: list[Run]) -> tuple[str, str]:
-    method = runs[0].values["method"]
-    return method["monitor"], method["mode"]
+def compared_by(run: Run) -> tuple[str, str]:
+    """The metric that runs of its method are compared by, and whether less (min) or more (max) of it is better."""
+    method = run.values["method"]
+    return method.get("compare_by", method["monitor"]), method.get("compare_mode", method["mode"])
 
 
-def _rank(run: Run, monitor: str, mode: str) -> float:
-    value = run.metrics.get(monitor, math.nan)
+def _kinds(runs: list[Run]) -> list[list[Run]]:
+    """Runs of one method, measured on the same rows, together; of each such kind the best first."""
+    found: list[list[Run]] = []
+    for run in runs:
+        same = [kind for kind in found if not blurred_by(compared_by(run)[0], [kind[0].settings, run.settings])]
+        if same:
+            same[0].append(run)
+        else:
+            found.append([run])
+    return [sorted(kind, key=_rank) for kind in found]
+
+
+def _rank(run: Run) -> float:
+    metric, mode = compared_by(run)
+    value = run.metrics.get(metric, math.nan)
     return math.inf if math.isnan(value) else value if mode == "min" else -value
 
 
@@ -125,20 +143,25 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _numbers(runs: list[Run], names: Sequence[str], lower_is_better: set[str]) -> list[list[Cell]]:
-    """A row a run: its figures, the best of each column marked where there is a choice."""
-    columns = [[run.metrics.get(name) for run in runs] for name in names]
-    rows = [[Cell(run.name, "text")] for run in runs]
-    for name, column in zip(names, columns):
-        there = [value for value in column if value is not None and not math.isnan(value)]
-        best = (min if name in lower_is_better else max)(there) if len(set(there)) > 1 else None
-        for row, value in zip(rows, column):
-            row.append(Cell("" if value is None else number(value), "number", value is not None and value == best))
+def _numbers(kinds: list[list[Run]], names: Sequence[str], lower_is_better: set[str]) -> list[list[Cell]]:
+    """A row a run: its figures, the best of each kind of runs marked where there is a choice that means something."""
+    rows = []
+    for runs in kinds:
+        new = [[Cell(run.name, "text")] for run in runs]
+        for name in names:
+            column = [run.metrics.get(name) for run in runs]
+            there = [value for value in column if value is not None and not math.isnan(value)]
+            ranked = not UNRANKED.search(name) and not blurred_by(name, [run.settings for run in runs])
+            best = (min if name in lower_is_better else max)(there) if ranked and len(set(there)) > 1 else None
+            for row, value in zip(new, column):
+                row.append(Cell("" if value is None else number(value), "number", value is not None and value == best))
+        rows += new
     return rows
 
 
-def _summary(runs: list[Run], monitor: str, mode: str) -> Part:
-    names = dict.fromkeys([monitor])
+def _summary(kinds: list[list[Run]]) -> Part:
+    runs = [run for kind in kinds for run in kind]
+    names = dict.fromkeys(compared_by(run)[0] for run in runs)
     for run in runs:
         names |= dict.fromkeys(name for name in run.values["method"]["summary"] if name in run.metrics)
     changed = differing(runs) if len(runs) > 1 else {}
@@ -146,13 +169,30 @@ def _summary(runs: list[Run], monitor: str, mode: str) -> Part:
     # of another method or model everything differs: its name says so
     keys = [key for key in changed if key in NAMES or key.split(".")[0] not in groups][:6]
     lower = {name for name in names if name.endswith(LOWER) or "energy" in name}
-    rows = _numbers(runs, list(names), lower)
+    rows = _numbers(kinds, list(names), lower)
     for i, row in enumerate(rows):
         row[1:1] = [Cell(_short(changed[key][i]), "number" if _is_number(changed[key][i]) else "text") for key in keys]
         if not runs[i].finished:
             row[0].text += " (not finished)"
-    text = f"Ordered by {monitor}, the best first." if len(runs) > 1 else ""
-    return Part("Summary", "summary", text, table=Table(["run", *keys, *names], rows))
+    return Part("Summary", "summary", _order(kinds, list(names)), table=Table(["run", *keys, *names], rows))
+
+
+def _order(kinds: list[list[Run]], names: list[str]) -> str:
+    """What runs are ordered by, and which figures are not compared since settings change what they mean."""
+    told = []
+    if any(len(kind) > 1 for kind in kinds):
+        told.append(
+            f"Ordered by {' or '.join(dict.fromkeys(compared_by(kind[0])[0] for kind in kinds))}, the best first."
+        )
+    if len(kinds) > 1:
+        firsts = [kind[0] for kind in kinds]
+        keys = blurred_by(compared_by(firsts[0])[0], [run.settings for run in firsts])
+        told.append(f"Runs with another {' or '.join(keys) or 'method'} are not compared with each other.")
+    for name in names:
+        keys = [key for kind in kinds for key in blurred_by(name, [run.settings for run in kind])]
+        if keys:
+            told.append(f"{name} is not compared: {' and '.join(dict.fromkeys(keys))} changes what it means.")
+    return " ".join(told)
 
 
 def _short(value: Any) -> str:
@@ -166,7 +206,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _sweep(trials: list[Run], monitor: str) -> Part:
+def _sweep(trials: list[Run], metric: str) -> Part:
     keys = list(dict.fromkeys(text.split("=")[0].lstrip("+") for run in trials for text in run.trial or ()))
     columns = {}
     for key in keys:
@@ -174,8 +214,8 @@ def _sweep(trials: list[Run], monitor: str) -> Part:
         if len({str(value) for value in found}) > 1:
             columns[key] = found
     command = f"python train.py {shlex.join(trials[0].trial or [])}"
-    values = [run.metrics[monitor] for run in trials]
-    wide = plots.parallel(columns, monitor, values, 0) if columns else ""
+    values = [run.metrics[metric] for run in trials]
+    wide = plots.parallel(columns, metric, values, 0) if columns else ""
     return Part("Sweep", "sweep", f"The best trial, {trials[0].name}, again:", command, wide=wide)
 
 
@@ -298,7 +338,7 @@ def _cost(runs: list[Run]) -> Part:
     }
     drawn = [plots.bars("Energy, Wh (by CodeCarbon)", energy, "Wh")] if energy else []
     return Part(
-        "Cost", "cost", table=Table(["run", *names], _numbers(there, names, lower)) if names else None, plots=drawn
+        "Cost", "cost", table=Table(["run", *names], _numbers([there], names, lower)) if names else None, plots=drawn
     )
 
 

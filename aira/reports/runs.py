@@ -40,6 +40,12 @@ class Run:
         """Whether it came to its end."""
         return bool(self.metrics)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What says what its metrics mean, for `aira.ranking.blurred_by`."""
+        known = {key: self.environment[key] for key in ("tokenizer", "data_key") if key in self.environment}
+        return dict(flat(self.values)) | known
+
 
 def find_runs(path: Path) -> list[Run]:
     """The runs in a folder: of one run, of a sweep, or of several at any depth.

@@ -74,8 +74,8 @@ def test_runs_of_one_name(make, tmp_path):
 def test_a_sweep(make, tmp_path):
     """Catches runs in the wrong order, a best that is not, and keys that differ and are not shown."""
     for i, (loss, rate) in enumerate([(1.2, "1e-3"), (0.9, "1e-4"), (1.5, "1e-5")]):
-        make(str(i), f"optimizer.lr={rate}", "method=dpo", loss=loss, trial=["method=dpo", f"optimizer.lr={rate}"])
-    make("3", "optimizer.lr=1", "method=dpo", finished=False, trial=["method=dpo", "optimizer.lr=1"])
+        make(str(i), f"optimizer.lr={rate}", "method=sft", loss=loss, trial=["method=sft", f"optimizer.lr={rate}"])
+    make("3", "optimizer.lr=1", "method=sft", finished=False, trial=["method=sft", "optimizer.lr=1"])
     runs = find_runs(tmp_path / "runs")
     text = page(runs, "A sweep")
     read = Reader(text)
@@ -83,11 +83,44 @@ def test_a_sweep(make, tmp_path):
     assert [row[0].split()[0] for row in rows] == ["1", "0", "2", "3"] and "(not finished)" in rows[3][0]
     assert [row[head.index("optimizer.lr")] for row in rows] == ["0.0001", "0.001", "1e-05", "1"]
     assert [row[head.index("val/loss")] for row in rows] == ["0.9", "1.2", "1.5", ""]
-    assert "python train.py method=dpo optimizer.lr=1e-4" in text
+    assert "python train.py method=sft optimizer.lr=1e-4" in text
     assert {"A sweep", "Summary", "Sweep", "Curves", "Cost", "How it was made"} == set(read.headings)
     assert read.plots == 4 and not read.dangerous  # parallel coordinates, two losses, energy
     assert len(re.findall(r'class="number best">0.9<', text)) == 1
     assert differing(runs) == {"optimizer.lr": [1e-3, 1e-4, 1e-5, 1]}
+
+
+def test_no_winner_where_settings_change_what_a_metric_means(make, tmp_path):
+    """Catches a beta, a method, data or a tokenizer that wins by the unit of its metric."""
+    rows = [("low", 0.05, 0.8, 0.6), ("mid", 0.1, 0.7, 0.9), ("high", 0.5, 0.3, 0.7)]
+    for name, beta, loss, accuracy in rows:
+        overrides = ["method=dpo", f"method.beta={beta}"]
+        folder = make(name, *overrides, loss=loss, trial=overrides)
+        metrics = {
+            "val/loss": loss,
+            "val/rewards/accuracies": accuracy,
+            "val/rewards/margins": beta,
+            "train/loss": loss,
+        }
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    text = page(find_runs(tmp_path / "runs"), "Betas")
+    _, *found = Reader(text).tables["Summary"]
+    assert [row[0] for row in found] == ["mid", "high", "low"]
+    assert re.findall(r'<td class="[^"]*best[^"]*">([^<]*)</td>', text) == ["0.9"]
+    assert "Ordered by val/rewards/accuracies" in text and "val/loss is not compared: method.beta changes" in text
+    assert "python train.py method=dpo method.beta=0.1" in text
+
+    make("tuned", loss=0.1)
+    other = make("other", "data.path=elsewhere.jsonl", loss=0.2)
+    text = page([read_run(tmp_path / "runs" / name) for name in ("mid", "tuned", "other")], "All")
+    assert "best" not in "".join(re.findall(r'<td class="([^"]*)"', text))
+    assert "Runs with another method.name or data.path are not compared" in text
+
+    for folder, tokenizer in ((make("a", loss=0.3), "x"), (make("b", loss=0.2), "y"), (make("c", loss=0.4), "x")):
+        (folder / "environment.json").write_text(json.dumps({"tokenizer": tokenizer, "data_key": "k"}))
+    text = page([read_run(tmp_path / "runs" / name) for name in "abc"], "Tokenizers")
+    assert [row[0] for row in Reader(text).tables["Summary"][1:]] == ["a", "c", "b"]
+    assert "0.3" in re.findall(r'<td class="[^"]*best[^"]*">([^<]*)</td>', text) and other.exists()
 
 
 def test_scorers_and_answers(make):

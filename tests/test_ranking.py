@@ -1,0 +1,71 @@
+"""Which settings change what a metric means, and which do not."""
+
+import pytest
+
+from aira.errors import AiraError
+from aira.ranking import UNRANKED, blurred_by
+from aira.sweeps import _check_metric, table
+
+CASES = [
+    ("val/loss", "method.beta", True),
+    ("val/loss", "method.loss", True),
+    ("val/loss", "method.label_smoothing", True),
+    ("val/loss", "method.center_rewards_coefficient", True),
+    ("val/loss", "method.class_weights", True),
+    ("val/loss", "method.sft_weight", True),
+    ("val/loss", "method.reference", True),
+    ("val/loss", "tokenizer", True),
+    ("val/loss", "model.template", True),
+    ("val/loss", "optimizer.lr", False),
+    ("val/loss", "data.batch_size", False),
+    ("val/loss", "seed", False),
+    ("val/perplexity", "method.loss_on", True),
+    ("val/perplexity", "data.max_length", True),
+    ("val/perplexity", "method.beta", False),
+    ("val/rewards/margins", "method.beta", True),
+    ("val/rewards/margins_by_beta", "method.beta", False),
+    ("val/rewards/accuracies", "method.beta", False),
+    ("val/rewards/accuracies", "method.loss", False),
+    ("val/rewards/accuracies", "method.reference", True),
+    ("val/rewards/accuracies", "tokenizer", False),
+    ("val/accuracy", "data.path", True),
+    ("val/accuracy", "data_key", True),
+    ("val/accuracy", "data.validation_split", True),
+    ("val/accuracy", "method.center_rewards_coefficient", False),
+    ("val/margin", "method.center_rewards_coefficient", True),
+    ("val/f1", "method.threshold_by", True),
+    ("val/auroc", "method.threshold_by", False),
+    ("perf/tokens_per_second", "data.path", False),
+]
+
+
+@pytest.mark.parametrize("metric, key, blurred", CASES)
+def test_what_a_setting_changes(metric, key, blurred):
+    """Catches a metric that is ranked over settings that are its unit, and one that is not ranked without need."""
+    runs = [{"tokenizer": "t", key: "a"}, {"tokenizer": "t", key: "b"}]
+    assert blurred_by(metric, runs) == ([key] if blurred else [])
+    assert blurred_by(metric, runs[:1] * 2) == []
+
+
+def test_what_is_no_quality():
+    """Catches a threshold, or the level of a reward, in bold."""
+    unranked = ("train/loss", "val/threshold", "val/rewards/chosen", "val/mean_reward", "val/kl", "train/grad_norm")
+    assert all(UNRANKED.search(name) for name in unranked)
+    assert not any(
+        UNRANKED.search(name) for name in ("val/loss", "val/rewards/margins", "val/auroc", "exact_match/val")
+    )
+
+
+def test_a_search_by_its_own_unit(tmp_path):
+    """Catches a best beta that is found by a loss in units of beta, in a search and in a table."""
+    with pytest.raises(AiraError, match=r"sweep.metric=val/loss: method.beta, which sweep.space varies"):
+        _check_metric("val/loss", {"method.beta": "choice(0.1, 0.5)", "optimizer.lr": "interval(0, 1)"})
+    _check_metric("val/rewards/accuracies", {"method.beta": "choice(0.1, 0.5)"})
+    for number, (beta, loss) in enumerate([(0.1, 0.6), (0.5, 0.2)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "trial.json").write_text(f'["method=dpo", "method.beta={beta}"]')
+        (folder / "metrics.json").write_text(f'{{"val/loss": {loss}}}')
+    told = table(tmp_path, "val/loss", "min")
+    assert "Not ranked: method.beta changes what val/loss means." in told and "Best:" not in told
+    assert [line.split()[0] for line in told.split("\n") if "method.beta=" in line] == ["0", "1"]
