@@ -33,11 +33,43 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+"""What torchrun, srun and Lightning say of a process; each is 0, or not there, in the one that starts a run."""
+
+
+def starts_the_run() -> bool:
+    """Whether this is the only process of a run, or the first of them."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
+def _scheduled() -> int:
+    """How many processes torchrun or srun has started for the run."""
+    started = "RANK" in os.environ or "SLURM_PROCID" in os.environ
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) if started else 1
+
+
+def _broken(checkpoint: Path, trainer: dict[str, Any]) -> str | None:
+    """Why a run cannot go on from a file, of which the first process reads all; a finished run has no need of it."""
+    return None if _finished(run_of(checkpoint), trainer) else damage(checkpoint, sums=starts_the_run())
+
+
+def _refused(checkpoint: Path, broken: str) -> AiraError:
+    """The error for a file that is named, or that the other processes take."""
+    before = checkpoint.with_name("previous.ckpt")
+    whole = before != checkpoint and before.is_file() and not damage(before, sums=starts_the_run())
+    offer = f"The one before it is whole: ckpt_path={before}." if whole else "No whole one stands beside it."
+    return AiraError(f"ckpt_path={checkpoint}: {broken}. {offer}")
+
+
 def find_last(values: dict[str, Any]) -> Path:
     """The newest whole checkpoint of a run with this configuration below `output_dir`.
 
+    Of several processes that look for it by themselves, only the first reads it. So all come to the same file, or the
+    first one ends the run.
+
     Raises:
-        AiraError: there is none; the message lists other runs, and in what the most similar differ.
+        AiraError: there is none; the message lists other runs, and in what the most similar differ. Or its bytes have
+            changed, and there are other processes, which would go on from it.
     """
     wanted = identity(values)
     others: list[tuple[int, str]] = []
@@ -53,10 +85,13 @@ def find_last(values: dict[str, Any]) -> Path:
             if wanted.get(key) != there.get(key)
         ]
         if not differing:
-            broken = damage(checkpoint)
+            broken = _broken(checkpoint, values["trainer"])
             if not broken:
                 return checkpoint
-            print(f"Notice: {checkpoint} is passed over: {broken}.", file=sys.stderr)
+            if _scheduled() > 1 and not damage(checkpoint, sums=False):
+                raise _refused(checkpoint, broken)
+            if starts_the_run():
+                print(f"Notice: {checkpoint} is passed over: {broken}.", file=sys.stderr)
             continue
         if checkpoint.stem == "previous" and checkpoint.with_name("last.ckpt").exists():
             continue
@@ -105,7 +140,7 @@ def check(config_name: str) -> None:
                     check_writable(key, values[key])
                 for example in examples(values["sweep"]["space"]) if values.get("sweep") else ():
                     compose_config(config_name, [*overrides, example])
-            if os.environ.get("LOCAL_RANK", "0") == "0":
+            if starts_the_run():
                 for notice in notices(values):
                     print(f"Notice: {notice}", file=sys.stderr)
         if config_name == "train" and not arguments.cfg:
@@ -119,9 +154,8 @@ def check(config_name: str) -> None:
 
 def _check_one_folder(overrides: list[str]) -> None:
     """Processes that a scheduler has started compose each for itself, and would each take a folder by its own clock."""
-    processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
-    started = "RANK" in os.environ or "SLURM_PROCID" in os.environ
-    if started and processes > 1 and not any(text.startswith("hydra.run.dir=") for text in overrides):
+    processes = _scheduled()
+    if processes > 1 and not any(text.startswith("hydra.run.dir=") for text in overrides):
         raise AiraError(
             f"{processes} processes were started, and each would write into a folder of its own. Name one for all of "
             "them: hydra.run.dir=outputs/<a folder>/<a name>."
@@ -163,11 +197,9 @@ def _go_on(values: dict[str, Any]) -> None:
             raise AiraError(
                 f"ckpt_path={checkpoint}: there is no such file. `ckpt_path=last` looks for the newest run."
             )
-        broken, before = damage(checkpoint), checkpoint.with_name("previous.ckpt")
+        broken = _broken(checkpoint, values["trainer"])
         if broken:
-            whole = before != checkpoint and before.is_file() and not damage(before)
-            offer = f"The one before it is whole: ckpt_path={before}." if whole else "No whole one stands beside it."
-            raise AiraError(f"ckpt_path={checkpoint}: {broken}. {offer}")
+            raise _refused(checkpoint, broken)
     run = run_of(checkpoint)
     steps = _finished(run, values["trainer"])
     if steps:

@@ -59,7 +59,8 @@ def no_room(error: BaseException | None) -> bool:
 
 def newest_first(folder: str | Path, pattern: str) -> list[Path]:
     """The files below a folder of a glob pattern's form, the one that was changed last first."""
-    return sorted(Path(folder).glob(pattern), key=lambda file: file.stat().st_mtime, reverse=True)
+    files = sorted(Path(folder).glob(pattern))  # so that of files of one time all processes take the same
+    return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
 
 
 def exports(output_dir: str) -> list[Path]:
@@ -89,11 +90,16 @@ def check_exists(key: str, path: str) -> Path:
     return located
 
 
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's file, which is a zip archive with check sums; None where it is whole."""
+def damage(checkpoint: Path, sums: bool = True) -> str | None:
+    """What is wrong with a checkpoint's file, which is a zip archive with check sums; None where it is whole.
+
+    Args:
+        sums: read all of it. Otherwise only the list of its parts is read, which stands at its end, and so a file that
+            is cut short is found.
+    """
     try:
         with zipfile.ZipFile(checkpoint) as archive:
-            changed = archive.testzip()
+            changed = archive.testzip() if sums else None
     except Exception as error:  # a broken archive can raise nearly anything
         return f"it is cut short, or no checkpoint ({str(error).rstrip('.') or type(error).__name__})"
     return f"bytes of it have changed (in {changed})" if changed else None

@@ -5,9 +5,11 @@ import importlib.util
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -395,6 +397,87 @@ def test_processes_of_a_scheduler_need_one_folder(monkeypatch, capsys):
             assert "4 processes were started" in capsys.readouterr().err
             patch.setattr("sys.argv", ["train.py", "hydra.run.dir=outputs/x/y"])
             aira.commandline.check("train")
+
+
+FIRST = [{}, {"LOCAL_RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, {"SLURM_PROCID": "0"}]
+OTHERS = [
+    {"LOCAL_RANK": "1"},
+    {"NODE_RANK": "1", "LOCAL_RANK": "0"},
+    {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0"},
+    {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"},
+]
+SIZE = 1 << 25
+
+
+def bytes_read():
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def changed(file):
+    """Make a file's content a large one with a byte that its check sum does not know."""
+    stamp = file.stat().st_mtime
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("data", bytes(SIZE))
+    with file.open("r+b") as stream:
+        stream.seek(SIZE // 2)
+        stream.write(b"x")
+    os.utime(file, (stamp, stamp))
+
+
+def gone_on(monkeypatch, *arguments, **environment):
+    """The checkpoint that a process goes on from (None where it ends), and the bytes that it reads until then."""
+    with monkeypatch.context() as patch:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_NTASKS"):
+            patch.delenv(name, raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", ["train.py", *arguments])
+        before = bytes_read()
+        try:
+            aira.commandline.check("train")
+        except SystemExit:
+            return None, bytes_read() - before
+        found = [argument for argument in sys.argv if argument.startswith("ckpt_path=")]
+        return found[-1].removeprefix("ckpt_path=").strip("'"), bytes_read() - before
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["last", "by its path"])
+def test_only_the_first_process_reads_a_checkpoint(monkeypatch, tmp_path, runs, capsys, named):
+    """Catches a whole checkpoint that each process reads, or that none does, and processes that take different ones."""
+    older, last = runs("seed=7"), runs("seed=7")
+    changed(last)
+    given = ["seed=7", f"output_dir={tmp_path / 'outputs'}", f"hydra.run.dir={last.parent.parent}"]
+    given.append(f"ckpt_path={last if named else 'last'}")
+    for environment in OTHERS:
+        found, read = gone_on(monkeypatch, *given, **environment)
+        assert found == str(last) and read < SIZE / 4, environment
+    assert capsys.readouterr().err == ""
+    for environment in FIRST:
+        found, read = gone_on(monkeypatch, *given, **environment)
+        alone = not named and "WORLD_SIZE" not in environment  # others would take the newest
+        assert found == (str(older) if alone else None) and read >= SIZE, environment
+        assert "bytes of it have changed" in capsys.readouterr().err
+    for wrong in ("sed=7", "data.path=./nowhere"):
+        found, read = gone_on(monkeypatch, *given, wrong)
+        assert found is None and read < SIZE / 4, wrong
+    (last.parent.parent / "metrics.json").write_text('{"steps": 9, "epochs": 1000000}')
+    found, read = gone_on(monkeypatch, *given)
+    assert found is None and read < SIZE / 4 and "is finished, after 9 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("environment", [FIRST[0], OTHERS[0], OTHERS[2]], ids=str)
+def test_all_processes_pass_over_a_file_that_is_cut_short(monkeypatch, tmp_path, runs, environment):
+    """Catches a file that is cut short and taken by the processes that do not read it, and a choice by chance."""
+    last = runs("seed=7")
+    previous = last.with_name("previous.ckpt")
+    shutil.copy2(last, previous)  # of the same time
+    given = ["seed=7", f"output_dir={tmp_path / 'outputs'}", f"hydra.run.dir={last.parent.parent}", "ckpt_path=last"]
+    assert gone_on(monkeypatch, *given, **environment)[0] == str(last)
+    last.write_bytes(last.read_bytes()[:-1])
+    assert gone_on(monkeypatch, *given, **environment)[0] == str(previous)
+    changed(previous)
+    found, read = gone_on(monkeypatch, *given[:-1], f"ckpt_path={last}", **environment)
+    assert found is None and (read >= SIZE) == (environment == {}), "what is offered is read by one process, too"
 
 
 def test_find_last_finds_none(tmp_path, runs):

@@ -92,6 +92,19 @@ class Checkpoints(pl.Callback):
         self.metrics: dict[str, float] = {}  # as last.ckpt has them
         self.saved_step = -1
 
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        """Refuse to go on from one checkpoint in one process and from another in the next.
+
+        Raises:
+            AiraError: this process has not found the file that the first one has.
+        """
+        first = trainer.strategy.broadcast(str(trainer.ckpt_path))
+        if first != str(trainer.ckpt_path):
+            raise AiraError(
+                f"ckpt_path: this process has found {trainer.ckpt_path}, and the first one {first}. Name one for all: "
+                f"ckpt_path={first}"
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """What the best so far was, what was measured last, and how long the run has taken."""
         kept = {"best": self.best, "best_metrics": self.best_metrics, "metrics": self.metrics}

@@ -57,6 +57,20 @@ def test_the_best_after_one_that_is_no_number(tmp_path):
     assert (tmp_path / "checkpoints" / "best.ckpt").read_text() == "2" and callback.best == 2.0
 
 
+def test_processes_go_on_from_one_file(tmp_path):
+    """Catches processes that have found different checkpoints and train on with both."""
+    callback = Checkpoints(tmp_path, started=0.0, every_n_train_steps=1, monitor="val/loss", mode="min")
+
+    def begin(path, first):
+        strategy = SimpleNamespace(broadcast=lambda own: first)
+        callback.setup(SimpleNamespace(ckpt_path=path, strategy=strategy), None, "fit")
+
+    begin("a/last.ckpt", "a/last.ckpt"), begin(None, "None")
+    for path in ("a/last.ckpt", None):
+        with pytest.raises(AiraError, match=r"Name one for all: ckpt_path=a/previous.ckpt"):
+            begin(path, "a/previous.ckpt")
+
+
 WHOLE = {"state_dict": {"model.a": torch.zeros(2, 3)}, "optimizer_states": [], "callbacks": {}, "global_step": 3}
 
 
