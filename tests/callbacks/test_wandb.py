@@ -11,7 +11,7 @@ from tests.wandb_records import records
 
 
 def test_a_short_run_has_all_that_the_docs_promise(tmp_path):
-    """Catches a run too short for a round of questions that has no answers, and figures of the end that are not told."""
+    """Catches a run too short for a round of questions that has no answers, and final figures that are not told."""
     given = [*SMALL, "method=dpo", "trainer.max_steps=2", "logger=wandb", f"cache_dir={tmp_path}/cache"]
     metrics = train(compose_config("train", given), tmp_path / "run")
     wandb.finish()
