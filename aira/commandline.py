@@ -1,6 +1,7 @@
 """What happens between the shell and a run: checks before Hydra starts, resuming, and errors as one message."""
 
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -123,12 +124,16 @@ def check(config_name: str) -> None:
         if arguments.multirun and arguments.cfg:
             raise AiraError("--cfg shows one composition: leave out --multirun (-m).")
         if arguments.multirun:
-            from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
             parsed = [parse_override(override) for override in arguments.overrides]
             unlisted = (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP)  # the sweeper knows their values
-            listed = [override for override in parsed if override.value_type not in unlisted]
-            trials = BasicSweeper.split_arguments(listed, max_batch_size=None)[0]
+            values_of = [
+                [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+                if one.is_sweep_override()
+                else [str(one.input_line)]
+                for one in parsed
+                if one.value_type not in unlisted
+            ]
+            trials = [list(overrides) for overrides in itertools.product(*values_of)]
         else:
             trials = [arguments.overrides]
         for overrides in trials:

@@ -126,9 +126,10 @@ def optuna(
             f"Another process runs the search in {folder}. Wait for it, or name another folder: hydra.run.dir=<folder>."
         ) from error
     with lock:
+        storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
         study = library.create_study(
             study_name="aira",
-            storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
+            storage=storage,
             direction=library.study.StudyDirection[{"min": "MINIMIZE", "max": "MAXIMIZE"}[mode]],
             load_if_exists=True,
             pruner=library.pruners.MedianPruner(n_startup_trials=3) if prune else library.pruners.NopPruner(),
@@ -141,7 +142,8 @@ def optuna(
                 break
             study.sampler = library.samplers.TPESampler(seed=done)
             if cut_off:
-                trial = library.trial.Trial(study, cut_off[0]._trial_id)
+                known = storage.get_study_id_from_name("aira"), cut_off[0].number
+                trial = library.trial.Trial(study, storage.get_trial_id_from_study_id_trial_number(*known))
             else:
                 trial = study.ask(distributions)
             chosen = [f"{key}={value}" for key, value in trial.params.items()]

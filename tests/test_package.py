@@ -1,8 +1,14 @@
 """The package as a whole."""
 
+import ast
 import importlib
 import json
 import pkgutil
+import re
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
 
 import aira
 import aira.models.tiny as tiny
@@ -23,6 +29,43 @@ def test_the_shipped_tokenizers_are_those_of_the_sample(tmp_path):
         tiny.build(tmp_path / name, encoder=name == "encoder")
         found = json.loads((tiny.PACKAGE / "tiny" / name / "tokenizer.json").read_text(encoding="utf-8"))
         assert json.loads((tmp_path / name / "tokenizer.json").read_text(encoding="utf-8")) == found
+
+
+ROOT = Path(aira.__file__).parents[1]
+PRIVATE = {
+    "hydra._internal.utils.get_args_parser": "hydra-core",
+    "_attn_implementation": "transformers",
+    "_fingerprint": "datasets",
+    "_log_artifact": "wandb",
+    "_precompute_ref_logps": "trl",
+    "_to_model": "wandb-workspaces",
+    "_total_energy": "codecarbon",
+}
+"""Names that other libraries call private, and the distribution whose next releases may lack them."""
+
+
+def private_names(file):
+    """The private names of others that a file reads; what is read from `self` is taken for its own."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        found = []
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) != "self":
+            found = [node.attr]
+        elif isinstance(node, ast.Import):
+            found = [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found = [f"{node.module}.{name.name}" for name in node.names]
+        yield from (name for name in found if re.search(r"(^|\.)_(?!_)", name) and name != "_replace")  # NamedTuple's
+
+
+def test_a_private_name_has_an_upper_bound():
+    """Catches a library's private name, which any of its releases may change, without a bound on its releases."""
+    files = [file for part in ("aira", "benchmarks") for file in (ROOT / part).rglob("*.py")]
+    found = {name for file in [*files, ROOT / "train.py", ROOT / "evaluate.py"] for name in private_names(file)}
+    assert found == PRIVATE.keys()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    parts = [project["dependencies"], *project["optional-dependencies"].values()]
+    needed = [Requirement(text) for part in parts for text in part]
+    assert set(PRIVATE.values()) <= {one.name for one in needed if "<" in str(one.specifier)}
 
 
 def test_environments_that_differ():

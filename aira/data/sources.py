@@ -70,7 +70,7 @@ def read(path: str, *, revision: str | None = None, folder: str | None = None, c
             f"The data set {path} could not be loaded from the hub: {reason}\n"
             "If the hub cannot be reached: data.path=<file or folder> takes a local copy; data=sample needs none."
         ) from error
-    return Source(path, splits, "-".join(split._fingerprint for split in splits.values()))
+    return Source(path, splits, content_hash(Path(f["filename"]) for part in splits.values() for f in part.cache_files))
 
 
 def _format(file: Path) -> str:
@@ -103,7 +103,7 @@ def _local(path: str, files: list[Path], builder: str, cache_dir: str | None) ->
             splits = load_dataset(**arguments)
         except pa.ArrowInvalid:  # the table in the cache is damaged
             splits = load_dataset(**arguments, download_mode="force_redownload")
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+    except (datasets.exceptions.DatasetGenerationError, TypeError, ValueError, OSError) as error:
         if no_room(error):
             raise AiraError(f"No space left for the cache of {path}. cache_dir=<folder> puts it elsewhere.") from error
         reason = "there is no row in it" if "corresponds to no data" in str(error) else error.__cause__ or error

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, DatasetDict
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._index import Kind
-from lm_eval.tasks._yaml_loader import load_yaml
 
 from aira.data.schemas import BadRow, Example, mapped_columns, prompt_key, read_example
 from aira.data.sources import read
@@ -155,8 +153,8 @@ def check(tasks: list[str], role: str, data_dir: str | None) -> None:
                 _located(task, data_dir, file, (known[0] or known[1]).hub)  # type: ignore[union-attr]
 
 
-def harness_task(task: str, shots: int | None, data_dir: str | None, manager: TaskManager) -> str | Row:
-    """What the harness is to run: one of its tasks by name, or its configuration with other rows or few-shot numbers.
+def harness_task(task: str, shots: int | None, data_dir: str | None, manager: TaskManager) -> Any:
+    """What the harness is to run: one of its tasks by name, or loaded with other rows or few-shot numbers.
 
     Args:
         task: one of the harness, or `sample_answers_en` or `_pt`.
@@ -164,16 +162,18 @@ def harness_task(task: str, shots: int | None, data_dir: str | None, manager: Ta
         data_dir: a folder of files that take the place of the hub.
 
     Raises:
-        AiraError: the harness has no such task.
+        AiraError: the harness has no such task, or it stands for several where a single one is needed.
     """
     changes: Row = {} if shots is None else {"num_fewshot": shots}
     if task.startswith("sample_answers_"):
         return {"task": task, **_sample_answers(task.removeprefix("sample_answers_")), **changes}
     if task not in manager.task_index:
         raise AiraError(f"There is no task {task}. {nearest(task, manager.task_index)}")
-    if manager.task_index[task].kind is Kind.TAG:
+    if task in manager.all_tags:
         members = ",".join(sorted(manager.task_index[task].tags))
         raise AiraError(f"{task} stands for several tasks. Name those that are meant: eval.tasks=[{members}].")
+    if changes and task in manager.all_groups:
+        raise AiraError(f"{task} is a group: eval.num_fewshot names its tasks, and eval.tasks too.")
     known = HARNESS_TASKS.get(task)
     if data_dir and known:
         folder, files = data_dir, known
@@ -184,14 +184,14 @@ def harness_task(task: str, shots: int | None, data_dir: str | None, manager: Ta
             rows = {split: [files.row(row) for row in _rows(file)] for split, file in located.items()}
             return DatasetDict({split: Dataset.from_list(part) for split, part in rows.items()})
 
+        config = manager.task_index[task].cfg
+        splits = (f"{name}_split" for name in ("training", "validation", "test"))
+        changes |= {name: None for name in splits if config.get(name) not in known.files}
         changes |= {"custom_dataset": from_files, "dataset_kwargs": {}}
     if not changes:
         return task
-    config = load_yaml(manager.task_index[task].yaml_path, resolve_func=True)
-    if known and "custom_dataset" in changes:
-        splits = (f"{name}_split" for name in ("training", "validation", "test"))
-        changes |= {name: None for name in splits if config.get(name) not in known.files}
-    return {**config, **changes}
+    # a group is where the harness takes changes to a task of its own
+    return manager.load({"group": "changed", "task": [{"task": task, **changes}]})["tasks"][task]
 
 
 def _sample_answers(language: str) -> Row:

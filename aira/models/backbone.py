@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -376,8 +377,17 @@ def context_length(config: PretrainedConfig) -> int:
 def keys_and_values(model: nn.Module, tokens: list[int]) -> Cached:
     """What the attention layers of a causal model make of tokens that many trees begin with."""
     backbone = unwrap(model).base_model
-    found = backbone(input_ids=torch.tensor([tokens], device=backbone.device), use_cache=True).past_key_values
-    return [(layer.keys, layer.values) for layer in found.layers]
+    cache = DynamicCache()
+    backbone(
+        input_ids=torch.tensor([tokens], device=backbone.device), use_cache=True, **_cache_argument(backbone, cache)
+    )
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _cache_argument(backbone: PreTrainedModel, cache: DynamicCache) -> dict[str, DynamicCache]:
+    """The cache under the name that this release of Transformers has for it: `past_key_values`, then `cache`."""
+    new = "cache" in inspect.signature(backbone.forward).parameters
+    return {"cache" if new else "past_key_values": cache}
 
 
 def hidden_states(model: nn.Module, row: Row, cached: Cached | None = None) -> Tensor:
@@ -399,7 +409,8 @@ def hidden_states(model: nn.Module, row: Row, cached: Cached | None = None) -> T
         elif backbone.config._attn_implementation == "eager":
             before = cached[0][0].shape[2] if cached else 0
             arguments["attention_mask"] = added_mask(dense_mask(row.spans, row.input_ids.device, before))
-            arguments["past_key_values"] = DynamicCache(cached) if cached else None
+            if cached:
+                arguments |= _cache_argument(backbone, DynamicCache(cached))
         else:
             arguments["attention_mask"] = dense_mask(row.spans, row.input_ids.device)
     elif row.token_type_ids is not None:

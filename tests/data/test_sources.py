@@ -10,6 +10,7 @@ import pytest
 from datasets import load_dataset
 
 from aira.config import compose_config, plain
+from aira.data import sources
 from aira.data.schemas import BadRow, conversation, mapped_columns, pick
 from aira.data.sources import read
 from aira.errors import AiraError
@@ -146,6 +147,17 @@ def test_key_follows_the_splits(write, cache, tmp_path):
     assert len({one.key for one in found.values()}) == 4
     shutil.copytree(tmp_path / "files" / "a", tmp_path / "copy")
     assert read(str(tmp_path / "copy"), cache_dir=str(cache)).key == found["a"].key
+
+
+def test_key_of_the_hub_follows_the_content(write, tmp_path, monkeypatch):
+    """Catches a key that another download of the same rows changes, or that other rows do not."""
+
+    def key(rows, name):
+        found = load_dataset("json", data_files=write(f"{name}.jsonl", rows), cache_dir=str(tmp_path / name))
+        monkeypatch.setattr(sources, "load_dataset", lambda *_, **__: found)
+        return read("somebody/rows").key
+
+    assert key(ROWS, "a") == key(ROWS, "b") != key([*ROWS[:-1], ROWS[0]], "a")
 
 
 def test_read_only_folder(tmp_path, module):

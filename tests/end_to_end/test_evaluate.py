@@ -102,8 +102,11 @@ def test_the_figure_of_a_task():
 
 def test_a_name_for_several_tasks_is_taken_apart():
     """Catches a tag of the harness, which it answers with no figure of its own after all the work."""
+    manager = TaskManager()
     with pytest.raises(AiraError, match=r"eval.tasks=\[arc_challenge,arc_easy\]"):
-        harness_task("ai2_arc", 5, None, TaskManager())
+        harness_task("ai2_arc", 5, None, manager)
+    with pytest.raises(AiraError, match="mmlu is a group"):
+        harness_task("mmlu", 5, None, manager)
     assert _main_figure({"bleu,none": 3.0, "acc,none": 0.5, "acc_norm_stderr,none": 0.1}) == "acc,none"
 
 

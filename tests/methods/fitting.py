@@ -93,7 +93,6 @@ TRL = {
     "max_steps": 3,
     "learning_rate": OPTIMIZER["lr"],
     "lr_scheduler_type": "constant",
-    "train_sampling_strategy": "sequential",
     "logging_steps": 1,
     "use_cpu": True,
     "bf16": False,

@@ -59,7 +59,7 @@ def by_trl(model, tokenizer, folder, loss, label_smoothing):
         for row in ROWS
     ]
     config = DPOConfig(output_dir=str(folder), loss_type=[loss], beta=0.5, label_smoothing=label_smoothing, **TRL)
-    data = Dataset.from_list(data)
+    data = Dataset.from_list(data).to_iterable_dataset()  # of which no trainer changes the order
     start, log = copy.deepcopy(model), Log()
     DPOTrainer(model, start, config, train_dataset=data, processing_class=tokenizer, callbacks=[log]).train()
     return log.steps[:3]

@@ -50,7 +50,7 @@ def by_trl(model, tokenizer, folder, rows, center):
         for row in rows
     ]
     config, log = RewardConfig(output_dir=str(folder), center_rewards_coefficient=center or None, **TRL), Log()
-    data = Dataset.from_list(data)
+    data = Dataset.from_list(data).to_iterable_dataset()  # of which no trainer changes the order
     RewardTrainer(model, config, train_dataset=data, processing_class=tokenizer, callbacks=[log]).train()
     return log.steps[:3]
 

@@ -1,5 +1,9 @@
 """Packed rows and padded branches give what separate forward passes give."""
 
+import inspect
+from types import SimpleNamespace
+
+import pytest
 import torch
 
 from aira.data.trees import Tree, pack, pad
@@ -65,8 +69,29 @@ def test_a_branch_ends_where_its_last_token_is(causal):
     assert row.tree.tolist() == [0, 0, 1, 2, 2, 2, 3, 3]
 
 
-def test_a_common_beginning_is_computed_once(causal):
-    """Catches a wrong position, mask or index behind cached tokens, and a last token that is missed."""
+def other_release(model, name):
+    """The model as a release of Transformers has it that knows its cache by one name alone, and returns none."""
+    forward = model.base_model.forward
+    theirs = {"cache", "past_key_values"} & set(inspect.signature(forward).parameters)
+
+    def earlier(input_ids, past_key_values=None, **rest):
+        return changed(input_ids, past_key_values, **rest)
+
+    def later(input_ids, cache=None, **rest):
+        return changed(input_ids, cache, **rest)
+
+    def changed(input_ids, cache, **rest):
+        assert rest.keys() <= {"attention_mask", "position_ids", "use_cache", "trees", "cached"}
+        found = forward(input_ids=input_ids, **dict.fromkeys(theirs, cache), **rest)
+        return SimpleNamespace(last_hidden_state=found.last_hidden_state)
+
+    model.base_model.forward = {"past_key_values": earlier, "cache": later}[name]
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache", None])
+def test_a_common_beginning_is_computed_once(causal, name):
+    """Catches a wrong position, mask or index behind cached tokens, a last token that is missed, and a name of
+    Transformers' for its cache that only some of its releases have."""
     if causal.config._attn_implementation == "sdpa":
         return
     common = [51, 52, 53, 54, 55]
@@ -82,9 +107,11 @@ def test_a_common_beginning_is_computed_once(causal):
     row = pack(whole, cached=len(common), last=False)
     assert row.input_ids.shape[1] == (2 + 1 + 2) + 3 + (3 + 0 + 0 + 1)
     with torch.no_grad():
+        expected = [separate(causal, tokens)[5:] for item in whole for tokens in item.branches]
+        if name:
+            other_release(causal, name)
         hidden = hidden_states(causal, row, keys_and_values(causal, common))
         found = log_probs(hidden[row.source], row.target, causal.get_output_embeddings())
-        expected = [separate(causal, tokens)[5:] for item in whole for tokens in item.branches]
     torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=1e-5)
 
 
