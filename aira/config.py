@@ -15,71 +15,12 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+from aira.bounds import ABOVE_0, ANY, BELOW_1, CHOICES, COUNT, COUNT_OR_0, FACTS, NO_FP16, TEXTS, range_of
 from aira.errors import AiraError, nearest, reason_of
 
 CONF = Path(__file__).parent.parent / "conf"
-
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "method.loss": (
-        *("sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "apo_zero", "apo_down", "simpo", "orpo"),
-    ),
-    "method.loss_on": ("completion", "all"),
-    "method.objective": ("classification", "pairwise"),
-    "method.threshold_by": ("accuracy", "balanced_accuracy", "f1"),
-    "guard.high_score": (None, "harmless", "toxic"),
-    "guard.reads": ("answer", "exchange"),
-    "eval.high_score": (None, "harmless", "toxic"),
-    "eval.precision": ("32-true", "bf16-mixed"),
-    "model.attn_implementation": ("trees", "sdpa"),
-    "model.template": ("aira", "native"),
-    "sweep.mode": ("min", "max"),
-    "sweep.search": ("bayes", "random", "grid"),
-    "schedule.name": ("cosine", "linear", "constant"),
-    "trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
-    "export": ("last", "best"),
-}
-AT_LEAST: dict[str, float] = {
-    "callbacks.checkpoint.every_n_train_steps": 1,
-    "max_new_tokens": 1,
-    "demo.max_characters": 1,
-    "demo.max_waiting": 1,
-    "demo.port": 0,
-    "n": 1,
-    "temperature": 0,
-    "top_k": 0,
-    "top_p": 0,
-    "callbacks.samples.every_n_steps": 1,
-    "callbacks.scores.count": 1,
-    "data.batch_size": 1,
-    "data.max_examples": 1,
-    "data.max_length": 2,
-    "data.num_proc": 1,
-    "data.num_workers": 0,
-    "data.tokens_per_row": 1,
-    "eval.limit": 1,
-    "eval.max_length": 2,
-    "eval.tokens_per_row": 1,
-    "callbacks.samples.exact_match": 0,
-    "method.center_rewards_coefficient": 0,
-    "method.label_smoothing": 0,
-    "method.sft_weight": 0,
-    "model.dropout": 0,
-    "model.lora.r": 0,
-    "optimizer.eps": 0,
-    "optimizer.lr": 0,
-    "optimizer.max_grad_norm": 0,
-    "optimizer.weight_decay": 0,
-    "schedule.warmup": 0,
-    "seed": 0,
-    "sweep.trials": 1,
-    "trainer.limit_val_batches": 0,
-    "trainer.log_every_n_steps": 1,
-    "trainer.max_epochs": 1,
-    "trainer.num_nodes": 1,
-}
-ABOVE_0 = ("method.beta", "repetition_penalty", "trainer.val_check_interval")
 
 OPEN = ("hydra.", "model.config.", "model.checkpoints.")
 """Where a key that is not in conf/ may be added with `+`."""
@@ -127,7 +68,7 @@ def groups() -> list[str]:
 def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys of nested dicts, inner nodes included, with their values."""
     for key, value in values.items():
-        yield prefix + key, value
+        yield f"{prefix}{key}", value
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")
 
@@ -251,9 +192,18 @@ def _check_key(override: Override, defaults: DictConfig, config_name: str) -> No
             return
         raise AiraError(f"{text}: something reads {key}, so it cannot be left out. Set it: {key}=<value>.")
     _check_single(override)
-    wrong = _type_expected(key, override.value(), OmegaConf.select(defaults, key, throw_on_missing=False))
+    for part in dict(flat({key: override.value()})):
+        fact = next((fact for fact in FACTS if f"{part}.".startswith(f"{fact}.") or part.endswith(f".{fact}")), None)
+        if fact:
+            raise AiraError(f"{text}: {part} is a fact of the code, and not a setting: {FACTS[fact]}.")
+    try:
+        default = OmegaConf.select(defaults, key, throw_on_missing=False)
+    except InterpolationKeyError:  # data without a path of its own for the method: here it gets one
+        default = known[key]
+    wrong = _type_expected(key, override.value(), default)
     if wrong:
         raise AiraError(f"{text}: {key} is {wrong}.")
+    _check_choice(key, override.value())
 
 
 def _own_keys(method: str) -> set[str]:
@@ -277,23 +227,43 @@ ELSEWHERE = {
 
 def _type_expected(key: str, value: Any, default: Any) -> str | None:
     """What a value should be, by the default, where it is something else."""
-    if default is None or (isinstance(value, str) and "${" in value) or (key == "model.dropout" and value is None):
+    if (isinstance(value, str) and "${" in value) or (value is None and (default is None or key == "model.dropout")):
         return None
+    text = isinstance(value, (str, QuotedString))
+    if default is None:
+        allowed = range_of(key)
+        if allowed and value not in allowed:
+            return f"null, or {allowed}"
+        return None if key not in TEXTS or (text and value) else "null, or text (a number needs quotes)"
     if key == "trainer.devices":
-        number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        return None if number or value == "auto" or isinstance(value, list) else "a number from 1 on, or auto"
+        several = isinstance(value, list) and value and all(part in COUNT_OR_0 for part in value)
+        fits = value == "auto" or value in COUNT or (several and len(set(value)) == len(value))
+        return None if fits else "a number from 1 on, or auto, or a list of GPUs such as [0,1]"
     if isinstance(default, DictConfig):
         parts = ", ".join(f"{key}.{part}" for part in map(str, default))
         return None if isinstance(value, dict) else f"one of several: {parts}" if parts else "a mapping: {name: value}"
     if isinstance(default, ListConfig):
-        return None if isinstance(value, list) else f"a list, such as [{','.join(map(str, default))}]"
+        such = f"a list, such as [{','.join(map(str, default))}]" if len(default) else "a list of text"
+        kind = (int, float) if key == "optimizer.betas" else (str, QuotedString)
+        fits = isinstance(value, list) and all(isinstance(part, kind) and part != "" for part in value)
+        return None if fits else such
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, (int, float)):
         whole = isinstance(default, int) and key != "trainer.val_check_interval"
         fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        allowed = range_of(key) or ANY
+        if fits and value not in allowed:
+            return str(allowed)
         return None if fits else f"{'a whole' if whole else 'a'} number, such as {default}"
-    return None if isinstance(value, (str, QuotedString)) else f"text, such as {default} (a number needs quotes)"
+    if text and not str(value):
+        return f"text, such as {default}, and this is empty"
+    return None if text else f"text, such as {default} (a number needs quotes)"
+
+
+def _check_choice(key: str, value: Any) -> None:
+    if key in CHOICES and value not in CHOICES[key] and "${" not in str(value):
+        raise AiraError(f"{key}={value}: valid are {', '.join(map(str, CHOICES[key]))}.")
 
 
 def _source_missing(error: Exception, cfg: DictConfig | None) -> str:
@@ -317,22 +287,22 @@ def _source_missing(error: Exception, cfg: DictConfig | None) -> str:
 def _check_values(values: dict[str, Any]) -> None:
     """What no single key shows: choices, ranges, and parts that do not go together."""
     known = dict(flat(values))
-    for key, choices in CHOICES.items():
-        if key in known and known[key] not in choices:
-            raise AiraError(f"{key}={known[key]}: valid are {', '.join(map(str, choices))}.")
-    for key, least in AT_LEAST.items():
-        value = known.get(key)
-        if value is not None and (not isinstance(value, (int, float)) or value < least):
-            raise AiraError(f"{key}={value}: it must be a number of at least {least}.")
-    for key in ABOVE_0:
-        if not isinstance(known.get(key, 1), (int, float)) or not known.get(key, 1) > 0:
-            raise AiraError(f"{key}={known[key]}: it must be a number above 0.")
+    for key, value in known.items():
+        _check_choice(key, value)
+        allowed = range_of(key) or (ANY if isinstance(value, float) else None)
+        if allowed and value is not None and value not in allowed:
+            raise AiraError(f"{key}={value}: it must be {allowed}.")
+    betas = known.get("optimizer.betas", [0, 0])
+    if len(betas) != 2 or not all(beta in BELOW_1 for beta in betas):
+        raise AiraError(f"optimizer.betas={betas}: they are two, each {BELOW_1}.")
     if not isinstance(known.get("data.columns", {}) or {}, dict):
         raise AiraError(f"data.columns={known['data.columns']}: it is a mapping, such as '{{prompt: question}}'.")
-    if not 0 < known.get("data.validation_fraction", 0.5) < 1:
-        raise AiraError(f"data.validation_fraction={known['data.validation_fraction']}: it must lie between 0 and 1.")
-    if not (known.get("model.dropout") or 0) < 1:
-        raise AiraError(f"model.dropout={known['model.dropout']}: it is a probability, so below 1.")
+    labels = known.get("data.labels") or {}
+    if not isinstance(labels, dict) or not all(type(cls) is int and cls in (0, 1) for cls in labels.values()):
+        raise AiraError(f"data.labels={labels}: 1 is toxic and 0 is not, such as '{{OFF: 1, NOT: 0}}'.")
+    sharded = isinstance(known.get("trainer.strategy"), dict)
+    if known.get("trainer.precision") == "16-mixed" and (sharded or known["trainer.accelerator"] == "cpu"):
+        raise AiraError(f"trainer.precision=16-mixed: {NO_FP16[sharded]}")
     if known.get("export") == "best" and not (
         "checkpoint" in values["callbacks"] and known["trainer.limit_val_batches"]
     ):
@@ -359,8 +329,6 @@ def _check_values(values: dict[str, Any]) -> None:
 def _check_method(method: dict[str, Any]) -> None:
     """Arguments of the losses that no single key shows."""
     smoothing, loss = method.get("label_smoothing", 0), method.get("loss")
-    if not smoothing < 0.5:
-        raise AiraError(f"method.label_smoothing={smoothing}: below 0.5, or the labels would say the contrary.")
     if loss == "exo_pair" and smoothing == 0:
         raise AiraError("method.loss=exo_pair needs method.label_smoothing above 0 (1e-3 is usual): it takes its log.")
     if smoothing and loss in ("hinge", "ipo", "apo_zero", "apo_down", "orpo"):
@@ -368,8 +336,9 @@ def _check_method(method: dict[str, Any]) -> None:
     if loss in ("simpo", "orpo") and method["reference"]:
         raise AiraError(f"method.loss={loss} has no reference; method.reference must be null.")
     weights = method.get("class_weights")
-    if not (weights in (None, "balanced") or (isinstance(weights, list) and len(weights) == 2)):
-        raise AiraError(f"method.class_weights={weights}: valid are null, balanced, and [harmless, toxic] as numbers.")
+    pair = isinstance(weights, list) and len(weights) == 2 and all(weight in ABOVE_0 for weight in weights)
+    if not (pair or weights in (None, "balanced")):
+        raise AiraError(f"method.class_weights={weights}: valid are null, balanced, and [harmless, toxic] above 0.")
     if weights and method["objective"] == "pairwise":
         raise AiraError("method.class_weights are for method.objective=classification; pairs hold one of each class.")
 

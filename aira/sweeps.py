@@ -45,13 +45,17 @@ def parsed(space: Space) -> dict[str, IntervalSweep | ChoiceSweep]:
     """The keys of a space with what they may be.
 
     Raises:
-        AiraError: an entry is none of `choice` and `interval`.
+        AiraError: an entry is none of `choice` and `interval`, or an interval is empty.
     """
     found = {}
     for key, text in space.items():
         value = parse_override(f"{key}={text}").value()
         if not isinstance(value, (ChoiceSweep, IntervalSweep)):
             raise AiraError(f"sweep.space: {key}: {text} is none of choice(…), interval(…) and tag(log, interval(…)).")
+        if isinstance(value, IntervalSweep):
+            low, high = float(value.start or 0), float(value.end or 0)
+            if low >= high or ("log" in value.tags and low <= 0):
+                raise AiraError(f"sweep.space: {key}: {text} must go up, and with log begin above 0.")
         found[key] = value
     return found
 

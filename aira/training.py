@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from aira.bounds import NO_FP16
 from aira.callbacks.checkpoint import Checkpoints, check_shapes, measured, read_shapes
 from aira.callbacks.emissions import Emissions
 from aira.callbacks.progress import Progress
@@ -67,6 +68,7 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
     started = time.time()
     run.mkdir(parents=True, exist_ok=True)
     _quiet()
+    running = {**values["trainer"], "precision": _precision(values["trainer"])}
     pl.seed_everything(values["seed"], verbose=False)
     checkpoint = Path(values["ckpt_path"]) if values["ckpt_path"] else None
     shapes = read_shapes(checkpoint) if checkpoint else {}
@@ -92,7 +94,7 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
     parts = [part for part in values["callbacks"].values() if part.pop("head", method["head"]) == method["head"]]
     callbacks = [build(part, run=run, tokenizer=tokenizer, started=started) for part in parts]
     loggers = [build(part, run=run, values=values) for part in values["logger"].values()]
-    trainer = _trainer(values["trainer"], data, steps, [*callbacks, signals], loggers, run)
+    trainer = _trainer(running, data, steps, [*callbacks, signals], loggers, run)
     if trainer.is_global_zero:
         _announce(values, data, model, steps, run)
     with _processes_named(run):
@@ -217,12 +219,8 @@ def _trainer(
     interval = settings["val_check_interval"]
     if isinstance(interval, float):
         interval = max(1, round(interval * data.steps_per_epoch))
-    precision = settings["precision"]
-    if precision == "auto":
-        precision = _precision(settings["accelerator"])
     try:
         trainer: pl.Trainer = instantiate(settings, _partial_=True)(
-            precision=precision,
             max_epochs=1,
             max_steps=steps,
             val_check_interval=min(interval, steps),
@@ -239,10 +237,17 @@ def _trainer(
         raise AiraError(f"The trainer cannot be set up: {error} (trainer=cpu runs everywhere.)") from error
 
 
-def _precision(accelerator: str) -> str:
-    if accelerator == "cpu" or not torch.cuda.is_available():
+def _precision(settings: dict[str, Any]) -> str:
+    """What trainer.precision=auto is on this machine."""
+    if settings["precision"] != "auto":
+        return str(settings["precision"])
+    if settings["accelerator"] == "cpu" or not torch.cuda.is_available():
         return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16-mixed"
+    if isinstance(settings["strategy"], dict):  # of conf/trainer/fsdp.yaml
+        raise AiraError(f"trainer.precision=auto would be 16-mixed on this GPU: {NO_FP16[True]}")
+    return "16-mixed"
 
 
 def _announce(values: dict[str, Any], data: DataModule, model: torch.nn.Module, steps: int, run: Path) -> None:

@@ -1,8 +1,10 @@
 """From the command line to plain values: what composes, and how a wrong name or value is answered."""
 
+import functools
 import importlib
 import importlib.util
 import inspect
+import math
 import os
 import re
 import shutil
@@ -12,12 +14,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
+from omegaconf import ListConfig, OmegaConf
 
 import aira.commandline
 import aira.config
+import aira.training
 from aira.commandline import find_last
-from aira.config import CONF, compose_config, flat, groups, notices, options, plain
+from aira.config import CONF, compose_config, flat, groups, notices, options, parse_override, plain
 from aira.errors import AiraError
 
 ROOT = CONF.parent
@@ -234,7 +238,7 @@ WRONG = [
     ("data=hh-rlhf method=toxicity", "data=hh-rlhf has no labelled data for language=en"),
     ("model=bert-tiny method=sft", "These fit: aira-2-124m"),
     ("model.compile=true", "needs model.attn_implementation=sdpa"),
-    ("data=aira-v2 method.kind=preference", "data=aira-v2 has no preference data for language=en"),
+    ("data=aira-v2 method=dpo", "data=aira-v2 has no preference data for language=en"),
     # the form
     ("seed", "not of the form key=value"),
     ("data.path=[1", "not of the form key=value"),
@@ -256,7 +260,15 @@ def test_wrong_overrides(line, fragment):
 
 RIGHT = [
     "model.compile=true model.attn_implementation=sdpa",
-    "data=aira-v2 method.kind=preference data.path=somewhere",
+    "data=aira-v2 method=dpo data.path=somewhere",
+    "method=toxicity method.objective=pairwise method.threshold_by=f1",
+    "method=toxicity data.labels={0:1,1:0}",
+    "method=toxicity method.class_weights=[0.5,3]",
+    "optimizer.betas=[0,0.95] schedule.warmup=1 trainer.limit_val_batches=2 trainer.val_check_interval=1.0",
+    "schedule.warmup=0.5 trainer.limit_val_batches=0.5 trainer.max_steps=-1 seed=4294967295 seed=3",
+    "trainer=gpu trainer.precision=16-mixed trainer.devices=[0,2]",
+    "trainer=fsdp trainer.precision=bf16-mixed model.dropout=null",
+    "data.max_examples=null model.lora.r=8 model.lora.alpha=1 callbacks.samples.exact_match=0",
     "data.columns={prompt:question,completion:answers.0.text}",
     "data.path='5' trainer.devices=auto trainer.val_check_interval=10 trainer.val_check_interval=0.5",
     "logger=[csv,wandb]",
@@ -272,6 +284,193 @@ RIGHT = [
 def test_right_overrides(line):
     """Catches a check that refuses what is valid."""
     assert values(*line.split(" "))["seed"] in (3, 42)
+
+
+REQUIRED = {"push": ["run=a", "repo=b/c"], "reports": ["runs=a"], "rejection_sampling": ["output=a"]}
+"""What has no default."""
+
+
+@functools.cache
+def composed(config_name, *chosen):
+    """The defaults of a command with some options, as they are compared with overrides."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(config_name, [*chosen, *REQUIRED.get(config_name, ())], return_hydra_config=True)
+
+
+def answer(config_name, text, *chosen):
+    """What is said to one override, without composing everything anew for each; None where it is taken."""
+    defaults, override = composed(config_name, *chosen), parse_override(text)
+    try:
+        aira.config._check_key(override, defaults, config_name)
+        cfg = OmegaConf.masked_copy(defaults, [key for key in defaults if key != "hydra"])
+        OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=True)
+        aira.config._check_values(plain(cfg))
+    except AiraError as error:
+        return str(error)
+    return None
+
+
+def numeric(config_name):
+    """The numeric keys of a command and of the options of its groups, each with an option that has it."""
+    found = {}
+    free = ("language", "data", "experiment")  # they have no keys of their own
+    own = [group for group in aira.config._own_groups(config_name) if group in groups() and group not in free]
+    chosen = [[]] + [[f"{group}={option}"] for group in own for option in options(group)]
+    if config_name == "train":  # a model with a method that trains its kind
+        chosen = [[*one, "method=toxicity"] if one and one[0].startswith("model=") else one for one in chosen]
+    for one in chosen:
+        for key, value in flat(OmegaConf.to_container(composed(config_name, *one), resolve=False)):
+            if key.startswith("hydra"):
+                continue
+            value = OmegaConf.select(composed(config_name, *one), key)
+            listed = isinstance(value, ListConfig) and value and isinstance(value[0], float)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number or listed or aira.config.range_of(key):
+                found.setdefault(key, one)
+    return found
+
+
+COMMANDS = {"train": 45, "evaluate": 5, "chat": 13, "rejection_sampling": 12, "pipeline": 5, "push": 0, "reports": 0}
+"""The files of commands, and the least number of numeric keys in each."""
+
+
+@pytest.mark.parametrize("config_name", COMMANDS)
+def test_no_number_is_without_bounds(config_name):
+    """Catches a key of any command that takes NaN, an infinity, text, a list or a truth value for its number."""
+    found = numeric(config_name)
+    assert len(found) >= COMMANDS[config_name], sorted(found)
+    said = {
+        f"{key}={value}": answer(config_name, f"{key}={value}", *chosen)
+        for key, chosen in found.items()
+        for value in ("nan", "inf", "-inf", "some", "[some]", "[nan,nan]", "true")
+    }
+    assert not [text for text, told in said.items() if not (told and told.startswith(text.split("=")[0]))]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_number_of_a_file_is_without_bounds(value):
+    """Catches a NaN or an infinity of a recipe, which no default is compared with, or of a mapping or an added key."""
+    for config_name in COMMANDS:
+        for key, chosen in numeric(config_name).items():
+            cfg = composed(config_name, *chosen)
+            cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+            listed = isinstance(OmegaConf.select(cfg, key), ListConfig)
+            OmegaConf.update(cfg, key, [value] * 2 if listed else value)
+            with pytest.raises(AiraError, match=r"^[\w.]+=\[?-?(nan|inf)"):  # of a key, or of one that refers to it
+                aira.config._check_values(plain(cfg))
+    for text in (f"model.lora={{alpha:{value}}}", f"+model.config.rope_theta={value}", f"model.config={{n:{value}}}"):
+        assert re.match(r"model\.(lora\.alpha|config\.\w+)=", answer("train", text))
+
+
+OUT_OF_RANGE = {
+    "train": """
+        seed=4294967296 seed=1.5 data.batch_size=-4 data.max_length=0 data.max_length=1 data.tokens_per_row=0
+        data.num_proc=0 data.validation_fraction=0 data.validation_fraction=5 data.max_examples=2.5 data.path=''
+        data.exclude=[1] data.exclude=[''] data.labels={OFF:2} data.labels={OFF:toxic} data.labels=[0,1] data.revision=1
+        optimizer.betas=[2,3] optimizer.betas=[0.9] optimizer.betas=[0.9,1] optimizer.betas=[-0.1,0.9]
+        optimizer.betas=[a,b] optimizer.betas=[] optimizer.betas=[0.9,0.99,0.999] optimizer.betas=[0.9,true]
+        optimizer.eps=-1e-8 optimizer.weight_decay=-0.1 optimizer.max_grad_norm=-1
+        schedule.warmup=-1 schedule.warmup=1.5 schedule.warmup=-0.1 schedule.name=''
+        trainer.limit_val_batches=2.5 trainer.limit_val_batches=-1 trainer.limit_val_batches=1.01
+        trainer.val_check_interval=1.5 trainer.val_check_interval=-0.5 trainer.max_steps=0 trainer.max_steps=-2
+        trainer.max_steps=1.5 trainer.num_nodes=0 trainer.devices=-1 trainer.devices=[] trainer.devices=[0,0]
+        trainer.devices=[-1] trainer.devices=[a] trainer.devices=1.5 trainer.devices=true
+        model.dropout=1.5 model.lora.r=-1 model.lora.alpha=-1 model.lora.alpha=0 model.lora.dropout=3
+        model.lora.dropout=1 model.lora.dropout=-0.1 model.lr.sft=-1 model.epochs.sft=0
+        model.config.n_layer=0 model.config.n_embd=-1 +model.config.n_inner=1.5 model.config={n_head:0}
+        callbacks.samples.max_new_tokens=0 callbacks.samples.exact_match=-1 callbacks.scores.count=0
+        callbacks.checkpoint.every_n_train_steps=0 callbacks.checkpoint.mode=up method.mode=most cache_dir=''
+        ckpt_path=3
+    """,
+    "chat": """
+        temperature=-1 temperature=nan top_p=1.5 top_p=-0.1 top_k=-1 top_k=1.5 n=0 n=1.5 max_new_tokens=0 seed=-1
+        repetition_penalty=0 repetition_penalty=-1 guard.threshold=0 guard.threshold=1 guard.threshold=1.5
+        guard.threshold=-0.5 guard.threshold=high guard.threshold=true guard.threshold_logit=[5] demo.port=65536
+        demo.port=-1 demo.port=80.5 demo.max_waiting=0 tokens_per_row=0 chat_model='' device='' prompt=5 input=1
+    """,
+    "evaluate": """
+        seed=-1 seed=4294967296 eval.limit=0 eval.limit=0.5 eval.limit=all eval.max_length=1 eval.tokens_per_row=0
+        eval.num_fewshot={arc:-1} eval.num_fewshot={arc:1.5} eval.tasks=[1] models=[nan] model.path='' eval.data_dir=1
+    """,
+    "rejection_sampling": """
+        n=0 temperature=inf min_margin=-1 max_prompts=0 max_prompts=1.5 max_prompts=few prompts_per_part=0
+        guard.threshold=2 top_p=2 column='' prompts=''
+    """,
+    "pipeline": "pipeline.stages.sft.minutes=-1 pipeline.stages.sft.minutes=soon skip=[1]",
+    "reports": "title=5 project='' output=''",
+}
+
+
+@pytest.mark.parametrize(
+    "config_name, text", [(name, text) for name, texts in OUT_OF_RANGE.items() for text in texts.split()]
+)
+def test_values_out_of_range(config_name, text):
+    """Catches a value that no run can use and that is let through, or whose message does not name the key."""
+    said = answer(config_name, text)
+    assert said and said.startswith(text.split("=")[0].lstrip("+")) and "\n" not in said and len(said) < 300
+
+
+OF_A_METHOD = """
+    dpo:method.beta=0 dpo:method.beta=nan dpo:method.beta=-1 dpo:method.gamma=-1 dpo:method.gamma=inf
+    dpo:method.sft_weight=-1 dpo:method.label_smoothing=0.5 dpo:method.label_smoothing=-0.1 dpo:method.reference=1
+    reward:method.label_smoothing=0.7 reward:method.center_rewards_coefficient=-1 toxicity:method.class_weights=[1]
+    toxicity:method.class_weights=[1,-1] toxicity:method.class_weights=[a,b] toxicity:method.class_weights=[nan,1]
+    toxicity:method.class_weights=[0,0]
+"""
+
+
+@pytest.mark.parametrize("text", OF_A_METHOD.split())
+def test_values_of_a_method_out_of_range(text):
+    """Catches a value that the loss of a method cannot use."""
+    method, _, override = text.partition(":")
+    assert override.split("=")[0] in (answer("train", override, f"method={method}") or "")
+
+
+@pytest.mark.parametrize("method", options("method"))
+def test_facts_are_not_set(method):
+    """Catches a setting that says otherwise than the code, and trains on data that the method does not read."""
+    lines = [
+        "method.kind=labelled",
+        "method.head=score",
+        "method.label=toxic",
+        "method.role=[encoder]",
+        "method.name=a",
+    ]
+    lines += ["model.role=encoder", "model.name=a", "callbacks.samples.head=score", "callbacks.scores={head:lm}"]
+    lines += ["trainer._target_=os.system", "callbacks.emissions._target_=os.system", "++method.kind=labelled"]
+    for line in [*lines, *(["method.kinds.pairwise=labelled"] if method == "toxicity" else [])]:
+        assert "a fact of the code, and not a setting: " in (answer("train", line, f"method={method}") or ""), line
+
+
+def test_a_float_that_the_strategy_has_not():
+    """Catches float16 where it is refused only once the model is there, or quietly becomes another precision."""
+    for line in ("trainer=fsdp", "trainer=fsdp trainer.accelerator=cpu", "trainer=cpu", "trainer=ddp-cpu"):
+        with pytest.raises(AiraError, match=r"trainer\.precision=16-mixed: .* trainer\.precision=bf16-mixed"):
+            values(*line.split(" "), "trainer.precision=16-mixed")
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_gpu_without_bf16(monkeypatch, tmp_path, bf16):
+    """Catches sharded weights on an old GPU, whose automatic precision they have not, after the data was read."""
+
+    def began(**_):
+        raise RuntimeError("the work began")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: bf16)
+    monkeypatch.setattr("aira.training.load_tokenizer", began)
+    error, said = (RuntimeError, "the work began") if bf16 else (AiraError, "auto would be 16-mixed on this GPU")
+    with pytest.raises(error, match=said):
+        aira.training.train(compose_config("train", ["trainer=fsdp"]), tmp_path)
+
+
+@pytest.mark.parametrize("space", ["interval(nan,1)", "interval(1,inf)", "interval(2,1)", "tag(log,interval(0,1))"])
+def test_a_space_without_bounds(monkeypatch, capsys, space):
+    """Catches a search whose trials would all fail, or one that begins with an error of Optuna."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "sweep=optuna", f"sweep.space={{optimizer.lr: '{space}'}}"])
+    with pytest.raises(SystemExit):
+        aira.commandline.check("train")
+    assert "optimizer.lr" in capsys.readouterr().err
 
 
 def command(*arguments, cwd, importtime=False, timeout=120):

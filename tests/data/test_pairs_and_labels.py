@@ -241,6 +241,14 @@ def test_labels_of_a_user(write, load):
     }
 
 
+def test_labels_that_are_turned_round(write, load):
+    """Catches numbers as names of classes that end in a traceback, alone or beside words."""
+    rows = [{"text": f"text {i}", "label": ("0", "OFF", "1")[i % 3]} for i in range(12)]
+    made = load("method=toxicity", f"data.path={write('a.jsonl', rows)}", "data.labels={0: 1, OFF: 1, 1: 0}")
+    found = {example.conversations[0][0]["content"]: example.labels[0] for example in every(made)}
+    assert found == {f"text {i}": int(i % 3 != 2) for i in range(12)}
+
+
 def test_held_out_rows_share_no_prompt(write, load):
     """Catches a prompt that is trained on and asked again in validation."""
     rows = [{"prompt": f"Q{i % 10}{' ' * (i % 3)}?", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(40)]
