@@ -1,6 +1,7 @@
 """Where files are and what they contain."""
 
 import errno
+import glob
 import hashlib
 import importlib.util
 import os
@@ -73,7 +74,7 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-LOCAL = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".gguf")
+LOCAL = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".gguf")
 """Endings of files; no hub id is taken to have them."""
 
 
@@ -81,13 +82,25 @@ def check_exists(key: str, path: str) -> Path:
     """Where a path of the configuration points to; a hub id is returned as if it was a relative path.
 
     Raises:
-        AiraError: it is no hub id by its form, and there is no such file or folder.
+        AiraError: it is no hub id by its form, and there is no such file or folder, nor, for data, one that a pattern
+            matches.
     """
     located = Path(locate(path)).expanduser()
-    local = path.startswith((".", "/", "~", "pkg://")) or path.endswith(LOCAL) or path.count("/") > 1
-    if local and not located.exists():
-        raise AiraError(f"{key}={path}: there is no such file or folder.")
+    pattern = key.startswith("data.") and glob.has_magic(path)
+    local = path.startswith((".", "/", "~", "pkg://")) or path.endswith(LOCAL) or path.count("/") > 1 or pattern
+    try:
+        if local and not located.exists() and not (pattern and matched(path)):
+            link = f" It is a link to {os.readlink(located)}." if located.is_symlink() else ""
+            raise AiraError(f"{key}={path}: there is no such file or folder{' by this pattern' * pattern}.{link}")
+    except OSError as error:  # a folder above it is closed, or the name too long
+        raise AiraError(f"{key}={path[:200]} could not be read: {error.strerror}.") from error
     return located
+
+
+def matched(pattern: str) -> list[Path]:
+    """The files that a glob pattern stands for."""
+    names = glob.glob(str(Path(pattern).expanduser()), recursive=True)
+    return sorted(file for file in map(Path, names) if not file.is_dir())
 
 
 def damage(checkpoint: Path, sums: bool = True) -> str | None:

@@ -23,7 +23,10 @@ class Explorer:
     """
 
     def __init__(self, path: str, split: str = "train", columns: dict[str, Any] | None = None) -> None:
-        rows = read(path).split(split)
+        source = read(path)
+        rows = source.split(split)
+        for line in source.said:
+            print(line)
         mapping = mapped_columns("instruction", rows.column_names, columns, path)
         self.rows: list[tuple[str, str]] = []  # prompt and completion
         for row in rows:

@@ -27,6 +27,7 @@ from aira.data.schemas import (
     prompt_key,
     reachable,
     read_example,
+    text,
     text_key,
 )
 from aira.data.sources import read
@@ -155,7 +156,7 @@ class DataModule(pl.LightningDataModule):
         self.batch_size, self.tokens_per_row, self.num_workers = batch_size, tokens_per_row, num_workers
         source = read(path, revision=revision, cache_dir=cache_dir)
         self.path, self.key = path, source.key
-        self.said: list[str] = []
+        self.said = list(source.said)
         forbidden = self._forbidden(exclude, cache_dir)
 
         def load(name: str) -> Split:
@@ -236,7 +237,9 @@ class DataModule(pl.LightningDataModule):
         """The keys of every row of the files of data.exclude, of which the column of prompts or texts is enough."""
         keys = []
         for file in files:
-            for rows in read(file, cache_dir=cache_dir).splits.values():
+            source = read(file, cache_dir=cache_dir)
+            self.said += source.said
+            for rows in source.splits.values():
                 try:
                     mapping = mapped_columns(self.kind, rows.column_names, self.columns, file)
                 except AiraError:
@@ -248,8 +251,7 @@ class DataModule(pl.LightningDataModule):
                     for row in rows:
                         for column in columns:
                             with contextlib.suppress(BadRow):
-                                said = pick(row, column)
-                                keys += [text_key(said)] if isinstance(said, str) else []
+                                keys.append(text_key(text({"": pick(row, column)}, "")))
                     continue
                 for row in rows:
                     with contextlib.suppress(BadRow):

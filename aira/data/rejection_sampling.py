@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from aira.commandline import command
 from aira.config import compose_config, plain
+from aira.data.schemas import BadRow, text
 from aira.data.sources import read
 from aira.errors import AiraError
 from aira.files import without_home
@@ -44,12 +46,22 @@ def main() -> None:
 
 def _prompts(values: dict[str, Any]) -> list[str]:
     """The different prompts, in their order."""
-    rows = read(values["prompts"], cache_dir=values["cache_dir"]).split(values["split"])
+    source = read(values["prompts"], cache_dir=values["cache_dir"])
+    rows = source.split(values["split"])
     if values["column"] not in rows.column_names:
         raise AiraError(
             f"column={values['column']}: {values['prompts']} has the columns {', '.join(rows.column_names)}."
         )
-    found = dict.fromkeys(text for text in rows[values["column"]] if isinstance(text, str) and text.strip())
+    found: dict[str, None] = {}
+    dropped = Counter[str]()
+    for row in rows.select_columns(values["column"]):
+        try:
+            found[text(row, values["column"])] = None
+        except BadRow as problem:
+            dropped[str(problem)] += 1
+    if int(os.environ.get(*WORLD[0])) == 0:
+        for line in (*source.said, *(f"{values['prompts']}: dropped {dropped[why]} rows: {why}." for why in dropped)):
+            print(line)
     if not found:
         raise AiraError(f"{values['prompts']}: no text stands in the column {values['column']}.")
     return list(found)[: values["max_prompts"]]

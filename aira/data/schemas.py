@@ -1,6 +1,9 @@
 """What a row must hold for each kind of data, and how a user's columns are brought into that form."""
 
+import contextlib
 import hashlib
+import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -57,12 +60,12 @@ def pick(row: Row, column: str | list[str]) -> Any:
 
 
 def text(row: Row, name: str) -> str:
-    """A column that must be non-empty text; a whole number, as a csv file has it, is text too."""
+    """A column that must be non-empty text; a number, or true or false, is the text that JSON has for it."""
     value = row[name]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
         raise BadRow(f"empty {name}")
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
     if not isinstance(value, str):
         raise BadRow(f"{name} is no text but {type(value).__name__}")
     return value
@@ -74,6 +77,9 @@ def messages(turns: Any) -> list[Message]:
     Raises:
         BadRow: there is none, an unknown role, or an empty turn.
     """
+    turns = _unpacked(turns)
+    if isinstance(turns, str) and turns.strip():
+        raise BadRow("conversations is a text, and no list of turns as JSON")
     if not isinstance(turns, list) or not turns:
         raise BadRow("empty conversations")
     found = []
@@ -90,6 +96,19 @@ def messages(turns: Any) -> list[Message]:
             raise BadRow(f"a turn is no text but {type(content).__name__}")
         found.append({"role": ROLES[role], "content": content})
     return found
+
+
+def _unpacked(value: Any) -> Any:
+    """The turns that a text holds as JSON, as a cell of CSV does; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        turns = found if isinstance(found, list) else [found]
+        if turns and all(isinstance(one, dict) and one.keys() & {"role", "from"} for one in turns):
+            return turns
+    return value
 
 
 def conversation(turns: Any) -> list[Message]:
@@ -142,9 +161,10 @@ def preference(row: Row) -> Example:
         BadRow: the responses are equal, one is empty, the two answer different prompts, or a comparison is a tie.
     """
     if "answer_0" in row:
-        if row["score_0"] == row["score_1"]:
+        scores = {name: _number(row[f"score_{name}"], f"score_{name}") for name in ("0", "1")}
+        if scores["0"] == scores["1"]:
             raise BadRow("a tie")
-        names = sorted(("0", "1"), key=lambda name: -row[f"score_{name}"])
+        names = sorted(scores, key=lambda name: -scores[name])
         asked = row["question"]
         prompt = _turns(asked["full_text"] if isinstance(asked, Mapping) else asked, "user", "question")
         chosen, rejected = (_answered(prompt, row[f"answer_{name}"]) for name in names)
@@ -155,12 +175,13 @@ def preference(row: Row) -> Example:
             prompt = _turns(row[prompted], "user", prompted)
             chosen, rejected = (_answered(prompt, response) for response in pair)
         else:
+            pair = [_unpacked(whole) for whole in pair]
             chosen, rejected = (transcript(whole) if isinstance(whole, str) else conversation(whole) for whole in pair)
             if chosen[:-1] != rejected[:-1]:
                 raise BadRow("chosen and rejected answer different prompts")
     if chosen == rejected:
         raise BadRow("chosen equals rejected")
-    return Example([conversation(chosen), conversation(rejected)], margin=_number(row.get("margin")))
+    return Example([conversation(chosen), conversation(rejected)], margin=_number(row.get("margin") or 0, "margin"))
 
 
 def labelled(row: Row) -> Example:
@@ -185,10 +206,13 @@ def label(value: Any, known: Mapping[str, int]) -> int:
         AiraError: it is none of two classes.
     """
     if isinstance(value, list):
-        return max(HARMLESS, *(TOXIC if _number(part) > 0 else HARMLESS for part in value))
-    if value is None or value == "":
+        return max(HARMLESS, *(TOXIC if _number(part or 0, "label") > 0 else HARMLESS for part in value))
+    if value is None or value != value or not str(value).strip():
         raise BadRow("empty label")
-    name = f"{value:g}" if isinstance(value, float) else str(value).strip().lower()
+    name = str(value).strip().lower()
+    if name not in known:
+        with contextlib.suppress(ValueError):  # 1.0 is 1, -0 is 0
+            name = f"{float(name) + 0:g}"
     if name not in known:
         raise AiraError(
             f"the label {value!r} is neither toxic nor harmless. Known are {', '.join(known)}; "
@@ -209,7 +233,8 @@ def _turn(role: str, content: str) -> Message:
 
 def _turns(value: Any, role: str, name: str) -> list[Message]:
     """A text as a turn of `role`, or turns as they are."""
-    if value is None or isinstance(value, str):
+    value = _unpacked(value)
+    if value is None or isinstance(value, bool | int | float | str):
         return [_turn(role, text({name: value}, name))]
     return messages(value if isinstance(value, list) else [value])
 
@@ -220,11 +245,20 @@ def _answered(prompt: list[Message], response: Any) -> list[Message]:
     return prompt + said if said[0]["role"] == "assistant" else said
 
 
-def _number(value: Any) -> float:
+def _number(value: Any, name: str) -> float:
+    """A number, also as text, or true or false.
+
+    Raises:
+        BadRow: it is none, or not a finite one.
+    """
+    said = str(value).strip().lower()
     try:
-        return float(value or 0)
-    except (TypeError, ValueError) as error:
-        raise BadRow(f"{value!r} is no number") from error
+        number = float({"true": 1, "false": 0}.get(said, said))
+    except ValueError as error:
+        raise BadRow(f"{name} is no number ({value!r})") from error
+    if not math.isfinite(number):
+        raise BadRow(f"{name} is no number ({value!r})")
+    return number
 
 
 def reachable(column: str | list[str], available: list[str]) -> bool:

@@ -1,21 +1,19 @@
-"""Reading rows: from the hub, or from json, jsonl, csv and parquet files on disk."""
+"""Reading data sets: from the hub, or from files on disk into tables that are kept by the content of these files."""
 
-import csv
-import gzip
+import glob
+import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import datasets
-import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset
 
+from aira.data.layout import FORMATS, arrange, check_regular, format_of, walk
+from aira.data.tables import READER, content, table
 from aira.errors import AiraError, reason_of
-from aira.files import check_exists, content_hash, no_room
-
-BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+from aira.files import check_exists, content_hash, matched, no_room
 
 
 @dataclass
@@ -25,6 +23,8 @@ class Source:
     name: str
     splits: DatasetDict
     key: str
+    said: list[str] = field(default_factory=list)
+    """What is to be told: files that were left out, and why."""
 
     def split(self, name: str) -> Dataset:
         """One split.
@@ -33,7 +33,8 @@ class Source:
             AiraError: there is no such split, or it is empty; the message lists the splits.
         """
         if name not in self.splits:
-            raise AiraError(f"{self.name} has no split '{name}'. It has: {', '.join(self.splits)}. Set data.split=.")
+            has = f"{self.name} has no split '{name}'. It has: {', '.join(self.splits)}. Set data.split=."
+            raise AiraError(" ".join([has, *self.said]))
         if not len(self.splits[name]):
             raise AiraError(f"{self.name}: the split '{name}' is empty.")
         return self.splits[name]
@@ -43,7 +44,8 @@ def read(path: str, *, revision: str | None = None, folder: str | None = None, c
     """Read a data set.
 
     Args:
-        path: a file, a folder (in the hub's layout, or with one file a split), `pkg://package/folder`, or a hub id.
+        path: a file, a folder (see `aira.data.layout`), a pattern such as `parts/*.jsonl` where no file has that name,
+            `pkg://package/folder`, or a hub id.
         revision: branch, tag or commit on the hub.
         folder: the part of a repository on the hub that is read; None for all of it.
         cache_dir: where the Arrow tables of local files are kept.
@@ -52,100 +54,52 @@ def read(path: str, *, revision: str | None = None, folder: str | None = None, c
         AiraError: no such file or data set, the hub cannot be reached, or a file is not of its format.
     """
     located = check_exists("data.path", path)
-    if located.is_file():
-        builder = BUILDERS.get(_format(located))
-        if builder is None:
-            raise AiraError(f"data.path={path}: {located.suffix} is not read. Read are {', '.join(BUILDERS)}.")
-        return _local(path, [located], builder, cache_dir)
     if located.is_dir():
-        files = sorted(file for file in located.rglob("*") if _format(file) in BUILDERS)
-        if not files:
-            raise AiraError(f"data.path={path}: the folder holds no {', '.join(BUILDERS)} file.")
-        return _local(path, files, str(located), cache_dir)
+        return _local(path, *arrange(path, located, walk(located)), located, cache_dir)
+    if located.exists():
+        if format_of(located) not in FORMATS:
+            raise AiraError(f"data.path={path}: {located.suffix} is not read. Read are {', '.join(FORMATS)}.")
+        return _local(path, {"train": [located]}, [], None, cache_dir)
+    if glob.has_magic(path):
+        found = matched(path)
+        base = Path(os.path.commonpath([file.parent for file in found]))
+        splits, said = arrange(path, base, found)
+        names = ", ".join(str(file.relative_to(base)) for file in found[:5]) + (", …" if len(found) > 5 else "")
+        return _local(path, splits, [f"{path}: matched {len(found)} files: {names}.", *said], base, cache_dir)
     try:
-        splits = load_dataset(path, revision=revision, data_dir=folder)
+        hub = load_dataset(path, revision=revision, data_dir=folder)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetNotFoundError) as error:
         reason = reason_of(error)
         raise AiraError(
             f"The data set {path} could not be loaded from the hub: {reason}\n"
             "If the hub cannot be reached: data.path=<file or folder> takes a local copy; data=sample needs none."
         ) from error
-    return Source(path, splits, content_hash(Path(f["filename"]) for part in splits.values() for f in part.cache_files))
+    files = (Path(file["filename"]) for split in hub.values() for file in split.cache_files)
+    return Source(path, hub, content_hash(files))
 
 
-def _format(file: Path) -> str:
-    """The suffix, of a compressed file (.jsonl.gz) that of its content."""
-    return (file.with_suffix("") if file.suffix == ".gz" else file).suffix
+def _local(
+    path: str, splits: dict[str, list[Path]], said: list[str], base: Path | None, cache_dir: str | None
+) -> Source:
+    """Read files by split; what was read before, by the same names and bytes, is taken from the kept tables.
 
-
-def _opened(file: Path) -> IO[str]:
-    """A text file, compressed or not."""
-    opening = gzip.open if file.suffix == ".gz" else open
-    return opening(file, "rt", encoding="utf-8", newline="")
-
-
-def _local(path: str, files: list[Path], builder: str, cache_dir: str | None) -> Source:
-    """Read files; `builder` is a format, or a folder whose layout the datasets library interprets."""
-    for file in files:
-        if not file.stat().st_size:
-            raise AiraError(f"{file} is empty.")
-        if _format(file) != ".parquet":
-            try:
-                with _opened(file) as stream:
-                    for _ in stream:
-                        pass
-            except UnicodeDecodeError as error:
-                raise AiraError(f"{file}: this is not UTF-8 ({error.reason}).") from error
-    data_files = {"train": [str(file) for file in files]} if builder in BUILDERS.values() else None
-    arguments = {"path": builder, "data_files": data_files, "cache_dir": cache_dir}
-    try:
+    Args:
+        base: the folder that names are relative to; None where one file is read, of which only the endings matter.
+    """
+    folder = Path(cache_dir or os.environ.get("AIRA_CACHE", "~/.cache/aira")).expanduser() / "tables"
+    tables, keys = {}, {}
+    for split, files in splits.items():
+        for file in files:
+            check_regular(file)
+        names = [str(file.relative_to(base)) if base else format_of(file) + file.suffix.lower() for file in files]
+        contents = [content(file) for file in files]
+        keys[split] = hashlib.sha256(json.dumps([READER, names, contents]).encode()).hexdigest()
         try:
-            splits = load_dataset(**arguments)
-        except pa.ArrowInvalid:  # the table in the cache is damaged
-            splits = load_dataset(**arguments, download_mode="force_redownload")
-    except (datasets.exceptions.DatasetGenerationError, TypeError, ValueError, OSError) as error:
-        if no_room(error):
-            raise AiraError(f"No space left for the cache of {path}. cache_dir=<folder> puts it elsewhere.") from error
-        reason = "there is no row in it" if "corresponds to no data" in str(error) else error.__cause__ or error
-        raise AiraError(_bad_row(files) or f"{path} could not be read: {reason}.") from error
-    if data_files:
-        return Source(path, splits, content_hash(files, builder))
-    folder = Path(builder)  # which rows make up a split depends on the names in it, and on what its card says
-    names = [str(file.relative_to(folder)) for file in files]
-    return Source(path, splits, content_hash([*files, *folder.glob("README.md")], json.dumps(names)))
-
-
-def _bad_row(files: Iterable[Path]) -> str | None:
-    """Find the first row that is not of its file's format, to say where it is."""
-    columns: set[str] | None = None
-    for file in files:
-        try:
-            if _format(file) in (".jsonl", ".json"):
-                with _opened(file) as stream:
-                    text = stream.read()
-                if _format(file) == ".json" and text.lstrip().startswith("["):
-                    json.loads(text)
-                    continue
-                for number, line in enumerate(text.split("\n"), start=1):
-                    if line.strip():
-                        try:
-                            row = json.loads(line)
-                        except json.JSONDecodeError as error:
-                            return f"{file}, row {number}: this is not JSON: {error.msg} (column {error.colno})."
-                        if not isinstance(row, dict):
-                            return f'{file}, row {number}: a row is an object such as {{"prompt": …}}, not {line[:40]}.'
-                        if columns is not None and columns.isdisjoint(row):
-                            return f"{file}, row {number}: it has other columns than the rows before: {', '.join(row)}."
-                        columns = set(row)
-            elif _format(file) == ".csv":
-                with _opened(file) as stream:
-                    reader = csv.reader(stream, strict=True)
-                    header = next(reader)
-                    for row_cells in reader:
-                        if len(row_cells) != len(header):
-                            return f"{file}, line {reader.line_num}: {len(row_cells)} cells, and {len(header)} columns."
-        except json.JSONDecodeError as error:
-            return f"{file}: this is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
-        except csv.Error as error:
-            return f"{file}: this is not CSV: {error}."
-    return None
+            tables[split] = table(path, files, contents, folder / f"{keys[split][:32]}.arrow")
+        except OSError as error:
+            said_by = error.strerror or reason_of(error)
+            problem = "No space left" if no_room(error) else f"The folder cannot be written to ({said_by})"
+            raise AiraError(
+                f"{problem} for the table of {path} in {folder}. cache_dir=<folder> puts it elsewhere."
+            ) from error
+    return Source(path, DatasetDict(tables), hashlib.sha256(json.dumps(keys).encode()).hexdigest(), said)

@@ -1,8 +1,6 @@
 """The benchmarks of the published tables: where their rows come from, on the hub or on disk."""
 
-import csv
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +8,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from lm_eval.tasks import TaskManager
 
+from aira.data.rows import read_rows
 from aira.data.schemas import BadRow, Example, mapped_columns, prompt_key, read_example
 from aira.data.sources import read
 from aira.errors import AiraError, nearest
@@ -110,18 +109,6 @@ SCORER_TASKS = {
 }
 
 
-def _rows(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8", newline="") as stream:
-        if file.suffix == ".csv":
-            yield from csv.DictReader(stream)
-            return
-        for number, line in enumerate(stream, start=1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise AiraError(f"{file}, row {number}: this is not JSON: {error.msg}.") from error
-
-
 def _located(task: str, folder: str, file: str, hub: str) -> Path:
     found = Path(folder).expanduser() / file
     if not found.is_file():
@@ -181,7 +168,7 @@ def harness_task(task: str, shots: int | None, data_dir: str | None, manager: Ta
         def from_files(**_: Any) -> DatasetDict:
             splits = files.files.items()
             located = {split: _located(task, folder, name, files.hub) for split, name in splits}
-            rows = {split: [files.row(row) for row in _rows(file)] for split, file in located.items()}
+            rows = {split: [files.row(row) for row in read_rows(file)] for split, file in located.items()}
             return DatasetDict({split: Dataset.from_list(part) for split, part in rows.items()})
 
         config = manager.task_index[task].cfg
@@ -265,4 +252,4 @@ def scorer_rows(
             dropped[str(problem)] = dropped.get(str(problem), 0) + 1
             continue
         found.append(ScorerRow(number, example, prompt_key(example)))
-    return found, [f"{task}: dropped {count} rows: {reason}." for reason, count in dropped.items()]
+    return found, source.said + [f"{task}: dropped {count} rows: {reason}." for reason, count in dropped.items()]

@@ -1,0 +1,289 @@
+"""The tables of local files: in Arrow's form, memory-mapped, and kept by what the files hold."""
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, Json, List, Value
+from datasets.table import table_cast
+from filelock import FileLock
+from tqdm import tqdm
+
+from aira.data.layout import format_of
+from aira.data.rows import Decimal, read_rows
+from aira.errors import AiraError, reason_of
+from aira.files import content_hash
+
+READER = 1
+"""The version of how bytes become rows: what changes the rows counts it up, or kept tables would be stale."""
+
+# The library decodes its Json columns with a parser that rounds decimals in their last digit.
+datasets.utils.json.ujson_loads = datasets.features.features.ujson_loads = json.loads
+
+
+def table(path: str, files: list[Path], contents: list[str], kept: Path) -> Dataset:
+    """The table of one split's files: kept, or made where it is not there or damaged, by one process of several.
+
+    Args:
+        path: as the user named the data, for messages.
+        contents: of the files, by `content`.
+        kept: the table's file, whose name changes with contents, names and `READER`.
+
+    Raises:
+        AiraError: a file is not of its format, or they do not make one table.
+        OSError: the table cannot be written.
+    """
+    with suppress(pa.ArrowInvalid, OSError):
+        return _kept(kept)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(kept.with_suffix(".lock")):
+        with suppress(pa.ArrowInvalid, OSError):
+            return _kept(kept)
+        _write(path, files, contents, kept)
+    return _kept(kept)
+
+
+def content(file: Path) -> str:
+    """A hash of the bytes of a file.
+
+    Raises:
+        AiraError: it cannot be read.
+    """
+    try:
+        return content_hash([file])
+    except OSError as error:
+        raise AiraError(f"{file} could not be read: {error.strerror or reason_of(error)}.") from error
+
+
+ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
+"""The last bytes of an Arrow stream; one that is cut between two batches reads well, and lacks them."""
+
+
+def _kept(file: Path) -> Dataset:
+    """A kept table, memory-mapped.
+
+    Raises:
+        OSError, pa.ArrowInvalid: it is not there, or damaged.
+    """
+    with file.open("rb") as stream:
+        stream.seek(-8, os.SEEK_END)
+        if stream.read() != ARROW_END:
+            raise pa.ArrowInvalid(f"{file} is cut short")
+    return Dataset.from_file(str(file))
+
+
+def _write(path: str, files: list[Path], contents: list[str], target: Path) -> None:
+    """Write the table of files with some contents, as a whole or not at all."""
+    parquet = [file for file in files if format_of(file) == ".parquet"]
+    if parquet and len(parquet) < len(files):
+        other = next(file for file in files if file not in parquet)
+        raise AiraError(
+            f"{path}: {parquet[0].name} and {other.name} are not read together. Convert one to the other's format."
+        )
+    features, batches = _parquet(files) if parquet else _texts(files)
+    part = target.with_suffix(".part")
+    try:
+        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, features.arrow_schema) as writer:
+            for file in files:
+                rows = 0
+                for batch in batches(file):
+                    rows += batch.num_rows
+                    writer.write_table(batch)
+                if not rows:
+                    raise AiraError(f"{file}: there is no row in it.")
+        for file, before in zip(files, contents, strict=True):
+            if content(file) != before:
+                raise AiraError(f"{file} changed while it was read. Start again once it is written.")
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+Batches = Callable[[Path], Iterator[pa.Table]]
+"""Makes the rows of a file as tables of the size of a batch, in the types of the whole."""
+
+BATCH_ROWS, BATCH_SIZE = 1000, 2**25  # rows, characters
+
+
+def _texts(files: list[Path]) -> tuple[Features, Batches]:
+    """The columns of files of text, from what stands in all of their rows."""
+    columns: dict[str, set[Any]] = {}
+    for file in files:
+        own: dict[str, set[Any]] = {}
+        rows = tqdm(read_rows(file), f"Checking {file.name}", unit=" rows", delay=5)
+        for row in itertools.islice(rows, 1) if format_of(file) in (".csv", ".tsv") else rows:  # these are text
+            for name, value in row.items():
+                forms = own.setdefault(name, set())
+                forms.add(_form(value) if len(forms) < MOST_FORMS else MIXED)
+        if not own:
+            raise AiraError(f"{file}: there is no row in it.")
+        _check_same(files[0], columns or own, file, own)
+        for name, forms in own.items():
+            columns.setdefault(name, set()).update(forms)
+    features = Features({name: _column(forms) for name, forms in columns.items()})
+
+    kept_as = {name: _json for name, feature in features.items() if feature == Json()}
+    kept_as |= {name: _literal for name, feature in features.items() if feature == Value("string")}
+
+    def batches(file: Path) -> Iterator[pa.Table]:
+        cells: dict[str, list[Any]] = {name: [] for name in features}
+        count, size = 0, 0
+        for row in tqdm(read_rows(file), f"Reading {file.name}", unit=" rows", delay=5):
+            for name, column in cells.items():
+                value, text = row.get(name), kept_as.get(name)
+                if text:
+                    value = text(value)
+                    size += len(value or "")
+                column.append(value)
+            count += 1
+            size += 100
+            if count == BATCH_ROWS or size > BATCH_SIZE:
+                yield pa.Table.from_pydict(cells, schema=features.arrow_schema)
+                cells, count, size = {name: [] for name in features}, 0, 0
+        if count:
+            yield pa.Table.from_pydict(cells, schema=features.arrow_schema)
+
+    return features, batches
+
+
+MIXED, MOST_FORMS = "mixed", 50
+"""The form of what has none, and how many forms a column has at most before it is said to have none."""
+
+
+def _form(value: Any, top: bool = True) -> Any:
+    """What kind of value of JSON it is: a name, or those of its parts.
+
+    Args:
+        top: not in a list or object; there, a number that 64 bits do not give back as it stands is a text.
+    """
+    if value is None:
+        return "empty"
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int64" if -(2**63) <= value < 2**63 else "string" if top else MIXED
+    if isinstance(value, Decimal):
+        exact = repr(float(value)) == value.literal or value.literal in ("NaN", "Infinity", "-Infinity")
+        return "float64" if exact or not top else "string"
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, list):
+        return "list", frozenset(_form(part, top=False) for part in value)
+    return "object", tuple((name, _form(value[name], top=False)) for name in sorted(value))
+
+
+def _column(forms: set[Any]) -> Any:
+    """The type of a column: that of its values; of texts and numbers, text; of what else differs, any value of JSON."""
+    if "string" in forms and MIXED not in forms and all(isinstance(form, str) for form in forms):
+        return Value("string")
+    return _regular(forms) or Json()
+
+
+def _regular(forms: Iterable[Any]) -> Any:
+    """The type that all of some forms have; None where they have none in common."""
+    found = set(forms) - {"empty"}
+    if not found:
+        return Value("string")
+    if all(isinstance(form, str) for form in found):
+        return Value(next(iter(found))) if len(found) == 1 and MIXED not in found else None
+    if any(isinstance(form, str) for form in found) or len({form[0] for form in found}) > 1:
+        return None
+    if next(iter(found))[0] == "list":
+        inner = _regular(frozenset().union(*(form[1] for form in found)))
+        return inner and List(inner)
+    parts = [dict(form[1]) for form in found]
+    if not parts[0] or any(part.keys() != parts[0].keys() for part in parts) or "\0" in "".join(parts[0]):
+        return None
+    made = {name: _regular(part[name] for part in parts) for name in parts[0]}
+    return None if None in made.values() else made
+
+
+def _literal(value: Any) -> str | None:
+    """A scalar of JSON as its text; NaN, which stands for a missing number, is none."""
+    if type(value) is str:
+        return value
+    if isinstance(value, Decimal):
+        return None if value != value else value.literal
+    if isinstance(value, bool):
+        return str(value).lower()
+    return None if value is None else str(value)
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _check_same(first: Path, columns: Iterable[str], file: Path, own: Iterable[str]) -> None:
+    """Whether a file has the columns of the first one of its split."""
+    differing = [
+        f"{one.name} alone has {', '.join(sorted(names))}"
+        for one, names in ((first, set(columns) - set(own)), (file, set(own) - set(columns)))
+        if names
+    ]
+    if differing:
+        raise AiraError(
+            f"{file} has other columns than {first}: {'; '.join(differing)}. Files of one split are one table: "
+            "give them the same columns, or name the one file that is meant."
+        )
+
+
+def _parquet(files: list[Path]) -> tuple[Features, Batches]:
+    """The columns of parquet files, with the names of classes where the datasets library wrote them."""
+    found = [_opened(file) for file in files]
+    schemas = [one.schema_arrow for one in found]
+    for file, schema in zip(files, schemas, strict=True):
+        names = schema.names
+        bad = [f"two columns have the name {name}" for name in names if names.count(name) > 1]
+        bad += ["a column has no name" for name in names if not name.strip()]
+        if bad or not names:
+            raise AiraError(f"{file}: {bad[0] if bad else 'there is no column in it'}.")
+        _check_same(files[0], schemas[0].names, file, names)
+    try:
+        known = [Features.from_arrow_schema(_decoded(schema)) for schema in schemas]
+        if all(features == known[0] for features in known):
+            features = known[0]
+        else:
+            if any(isinstance(one, datasets.ClassLabel) for features in known for one in features.values()):
+                raise AiraError(f"{files[0].parent}: the files' columns or names of classes differ. Write them alike.")
+            plain = [_decoded(schema.remove_metadata()) for schema in schemas]
+            features = Features.from_arrow_schema(pa.unify_schemas(plain, promote_options="permissive"))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, NotImplementedError, ValueError) as error:
+        raise AiraError(f"{files[0]}: the types of its columns are not read: {reason_of(error)}") from error
+    schema = features.arrow_schema
+
+    def batches(file: Path) -> Iterator[pa.Table]:
+        row = 1
+        try:
+            for batch in _opened(file).iter_batches(batch_size=BATCH_ROWS):
+                table = pa.Table.from_batches([batch]).select(schema.names)
+                table = table.cast(_decoded(table.schema))
+                table.validate(full=True)
+                yield table_cast(table, schema).replace_schema_metadata(schema.metadata)
+                row += len(table)
+        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+            raise AiraError(f"{file}, row {row} or after: it could not be read: {reason_of(error)}") from error
+
+    return features, batches
+
+
+def _opened(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise AiraError(f"{file} could not be read: it is no parquet file, or damaged: {reason_of(error)}") from error
+
+
+def _decoded(schema: pa.Schema) -> pa.Schema:
+    """The schema with plain columns where values stand in a dictionary, or are views of text."""
+    for i, one in enumerate(schema):
+        kind = one.type.value_type if pa.types.is_dictionary(one.type) else one.type
+        kind = pa.string() if pa.types.is_string_view(kind) else kind
+        schema = schema.set(i, one.with_type(kind))
+    return schema

@@ -1,0 +1,78 @@
+"""What is made of cells: texts, turns, labels and scores."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from aira.data.schemas import BadRow, conversation, label, preference
+from aira.errors import AiraError
+from tests.data.conftest import conversations
+from tests.data.files import TURNS, lines
+
+
+@pytest.mark.parametrize("cells", [["None", "NA"], ["00123", "7"], ["2024-01-31", "2.50"], ["true", "False"]])
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
+def test_answers_are_text(write, module, form, cells):
+    """Catches answers that are dropped, refused, or trained on in another spelling."""
+    rows = [{"prompt": f"Q{i}", "completion": cell} for i, cell in enumerate(cells)]
+    separator = "\t" if form == "tsv" else ","
+    table = "".join(separator.join(row) + "\n" for row in (rows[0], *(row.values() for row in rows)))
+    made = module(write(f"a.{form}", lines(*rows) if form == "jsonl" else table))
+    assert sorted(talk[1]["content"] for talk in conversations(made)) == sorted(cells) and not made.said
+
+
+def test_numbers_of_json_are_text(write, module):
+    """Catches numbers, true and false that are no answers, alone in a column or beside texts."""
+    for values, expected in {
+        (1, 2): ["1", "2"],
+        (3.5, 4.25): ["3.5", "4.25"],
+        (True, False): ["true", "false"],
+        (1, 0.5): ["1", "0.5"],
+        (7, "seven", 0.5, False): ["7", "seven", "0.5", "false"],
+    }.items():
+        rows = [{"prompt": f"Q{i}", "completion": value} for i, value in enumerate(values)]
+        made = module(write("a.jsonl", lines(*rows)))
+        assert sorted(talk[1]["content"] for talk in conversations(made)) == sorted(expected) and not made.said
+
+
+def test_turns_in_a_cell(write, module):
+    """Catches turns as JSON in a cell of CSV or a text of JSON that are dropped, and a text that is none."""
+    rows = [{"conversations": json.dumps(TURNS)}, {"conversations": json.dumps(TURNS[:1] + TURNS)}]
+    stream = io.StringIO()
+    table = csv.DictWriter(stream, rows[0])
+    table.writeheader()
+    table.writerows(rows)
+    for name, content in {"a.csv": stream.getvalue(), "a.jsonl": lines(*rows)}.items():
+        assert sorted(map(len, conversations(module(write(name, content))))) == [2, 3]
+    for wrong in ("hello", "[{'role': 'user', 'content': 'a'}]", '["a"]', "[]"):
+        with pytest.raises(BadRow, match="a text, and no list of turns as JSON"):
+            conversation(wrong)
+    pair = {"prompt": "a", "chosen": json.dumps(TURNS[1:]), "rejected": "[1]"}
+    assert [one[-1]["content"] for one in preference(pair).conversations] == ["b", "[1]"]
+
+
+def test_numbers_as_text():
+    """Catches scores that are compared as texts, and labels of CSV that are not known."""
+    known = {"0": 0, "1": 1, "true": 1, "false": 0, "yes": 1}
+    for value in ("1", "1.0", " 1 ", "True", "TRUE", 1, 1.0, True, "yes", ["0.0", "2.0"], ["False", "True"]):
+        assert label(value, known) == 1, value
+    for value in ("0", "0.0", " 0", "False", "-0", 0, 0.0, False, ["0.0", "0", ""]):
+        assert label(value, known) == 0, value
+    for value in ("", "  ", None, float("nan")):
+        with pytest.raises(BadRow, match="empty label"):
+            label(value, known)
+    for value in ("NA", "nan", "0.5", "2", "one"):
+        with pytest.raises(AiraError, match="neither toxic nor harmless"):
+            label(value, known)
+    row = {"question": "q", "answer_0": "a", "answer_1": "b"}
+    for scores, first in {("10", "9"): "a", ("-1", "-2"): "a", ("0.5", "1"): "b", ("1e1", "5"): "a"}.items():
+        pair = preference({**row, "score_0": scores[0], "score_1": scores[1]})
+        assert pair.conversations[0][-1]["content"] == first
+    with pytest.raises(BadRow, match="a tie"):
+        preference({**row, "score_0": "1", "score_1": "1.0"})
+    for wrong in ("", "nan", "inf", None, "many"):
+        with pytest.raises(BadRow, match="score_1 is no number"):
+            preference({**row, "score_0": "1", "score_1": wrong})
+    assert preference({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "0.5"}).margin == 0.5
