@@ -1,7 +1,6 @@
 """An evaluation from its configuration to its tables: the whole story on one page."""
 
 import glob
-import json
 import logging
 import re
 import time
@@ -19,7 +18,7 @@ from aira.errors import AiraError
 from aira.evaluation.measure import ROLES, chat, scorer
 from aira.evaluation.results import Line, class_table, compare, published, remember, table
 from aira.evaluation.tasks import SCORER_TASKS, check
-from aira.files import exports, run_of_export, shown, without_home
+from aira.files import as_json, exports, run_of_export, shown, without_home
 from aira.models.backbone import load_config, score_label
 from aira.models.export import model_card
 from aira.reports.page import page
@@ -73,7 +72,7 @@ def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
             "seconds": time.time() - started,
             **emissions,
         }
-        text = without_home(json.dumps(results, indent=2, default=str))
+        text = without_home(as_json(results, indent=2, default=str))
         (folder / "results.json").write_text(f"{text}\n", encoding="utf-8")
         lines += found
         _remembered(path, found, suite["limit"])
@@ -192,5 +191,5 @@ def _compared(values: dict[str, Any], run: Path) -> list[dict[str, Any]]:
             f"[{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]  {row['rows']} rows: {sure}"
         )
     run.mkdir(parents=True, exist_ok=True)
-    (run / "compare.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (run / "compare.json").write_text(as_json(found, indent=2) + "\n", encoding="utf-8")
     return found

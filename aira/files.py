@@ -1,13 +1,18 @@
 """Where files are and what they contain."""
 
+import contextlib
 import errno
 import glob
 import hashlib
 import importlib.util
+import json
+import math
 import os
+import sys
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from aira.errors import AiraError
 
@@ -65,8 +70,23 @@ def newest_first(folder: str | Path, pattern: str) -> list[Path]:
 
 
 def exports(output_dir: str) -> list[Path]:
-    """The exports of the runs below a folder, the newest first."""
-    return [file.parent for file in newest_first(output_dir, "*/*/export/config.json")]
+    """The exports of the runs below a folder, the newest first; one that was not copied or written whole is told."""
+    found = [file.parent for file in newest_first(output_dir, "*/*/export/config.json")]
+    for folder in found:
+        if lacking := _lacking(folder):
+            print(f"Notice: {shown(folder)} is passed over: it has no {lacking}.", file=sys.stderr)
+    return [folder for folder in found if not _lacking(folder)]
+
+
+def _lacking(folder: Path) -> str | None:
+    """The first file that an export has not, as far as names tell."""
+    index = folder / "model.safetensors.index.json"
+    weights = ["model.safetensors"]
+    if index.is_file():
+        with contextlib.suppress(ValueError, AttributeError, KeyError):  # a damaged one says nothing of its parts
+            weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    names = ["config.json", *weights, "tokenizer_config.json", "tokenizer.json"]
+    return next((name for name in names if not (folder / name).is_file()), None)
 
 
 def shown(path: Path) -> str:
@@ -129,6 +149,19 @@ def check_writable(key: str, path: str) -> None:
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise AiraError(f"{key}={path}: {folder} is not a folder that can be written to. Name another: {key}=<folder>.")
+
+
+def as_json(value: Any, **settings: Any) -> str:
+    """JSON as the standard has it, which knows no NaN and no infinity: a number that is none is null."""
+    return json.dumps(_finite(value), allow_nan=False, **settings)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def content_hash(files: Iterable[Path], told: str = "") -> str:

@@ -2,8 +2,8 @@
 
 import contextlib
 import inspect
-import json
 import logging
+import math
 import os
 import time
 import warnings
@@ -33,7 +33,7 @@ from aira.data.module import DataModule
 from aira.data.tokenize import tokenizer_content
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
-from aira.files import shown
+from aira.files import as_json, shown
 from aira.models.backbone import context_length, end_tokens, load_config, load_model, load_tokenizer
 from aira.models.export import export, model_card
 from aira.reports.page import page
@@ -102,6 +102,11 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     signals.on_train_end(trainer, module)  # Lightning calls nothing where all steps were done before
     best = run / "checkpoints" / "best.ckpt" if values["export"] == "best" else None
+    if best and not best.exists():
+        raise AiraError(
+            "export=best: no validation gave callbacks.checkpoint.monitor a number, so no checkpoint is the best. "
+            f"ckpt_path={run / 'checkpoints' / 'last.ckpt'} export=last exports the last one."
+        )
     model = module.whole_model(torch.load(best, map_location="cpu", weights_only=True)["state_dict"] if best else None)
 
     kept = next((callback for callback in callbacks if isinstance(callback, Checkpoints)), None)
@@ -119,9 +124,13 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
             elif isinstance(callback, Scores):
                 callback.finish(module, data)
         metrics["seconds"] = time.time() - (kept.started if kept else started)
+        for name in [name for name, value in metrics.items() if not math.isfinite(value)]:
+            print(f"{name} is {metrics.pop(name)}, which is no number, and is left out.")
         module.before_export(model)
         (run / "evaluations.jsonl").unlink(missing_ok=True)  # of an export of fewer steps, which this one replaces
-        export(model, tokenizer, run / "export", model_card(values, metrics, environment()))
+        longest = values["data"]["max_length"] if method["head"] == "score" else None
+        card = model_card(values, metrics, environment())
+        export(model, tokenizer, run / "export", card, max_length=longest)
         for logger in loggers:
             if hasattr(logger, "log_export"):
                 logger.log_input("model", where["path"])
@@ -129,8 +138,8 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
                 logger.log_export(run)
                 logger.log_summary(metrics)
         known = {"tokenizer": tokenizer_content(tokenizer), "data_key": data.key}  # by which runs can be compared
-        (run / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        (run / "environment.json").write_text(json.dumps(environment() | known, indent=2) + "\n", encoding="utf-8")
+        (run / "metrics.json").write_text(as_json(metrics, indent=2) + "\n", encoding="utf-8")
+        (run / "environment.json").write_text(as_json(environment() | known, indent=2) + "\n", encoding="utf-8")
         if (run / ".hydra").is_dir():  # not where it is called from Python
             (run / "report.html").write_text(page([read_run(run)], run.name), encoding="utf-8")
         _summary(values, metrics, callbacks, run)

@@ -121,8 +121,8 @@ MUTATIONS = (
     Mutation(
         "an export of another type",
         "aira/models/export.py",
-        "    model.save_pretrained(folder)",
-        "    model.bfloat16().save_pretrained(folder)",
+        "    model.save_pretrained(part)",
+        "    model.bfloat16().save_pretrained(part)",
         "tests/models/test_scorers.py",
     ),
     Mutation(

@@ -59,8 +59,9 @@ def check_shapes(path: Path, there: dict[str, torch.Size], module: pl.LightningM
 
 
 def measured(trainer: pl.Trainer) -> dict[str, float]:
-    """The metrics that were logged last, by name."""
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+    """The metrics that were logged last, by name, but for those that are no numbers."""
+    found = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def validates(trainer: pl.Trainer, index: int) -> bool:
@@ -143,15 +144,24 @@ class Checkpoints(pl.Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         found = measured(trainer)
-        if self.monitor not in found:
+        self.metrics = {name: value for name, value in self.metrics.items() if not name.startswith("val/")}
+        why = getattr(module, "undefined", {}).get(self.monitor.removeprefix("val/"))
+        if self.monitor in found:
+            value = self.sign * found[self.monitor]
+            better = self.best is None or math.isnan(self.best) or value < self.sign * self.best
+        elif self.monitor in trainer.callback_metrics or (why and self.best is not None):
+            value, better = float(trainer.callback_metrics.get(self.monitor, math.nan)), False
+            told = f"undefined ({why})" if why else f"{value}, which is no number"
+            print(f"Step {trainer.global_step}: {self.monitor} is {told}; best.ckpt stays as it was.")
+        else:
             self.save_last(trainer)
+            told = f"undefined: {why}." if why else "not measured."
             raise AiraError(
-                f"callbacks.checkpoint.monitor={self.monitor} is not measured. {nearest(self.monitor, found)} "
+                f"callbacks.checkpoint.monitor={self.monitor} is {told} {nearest(self.monitor, found)} "
                 f"The run is saved: go on from {self.folder / 'last.ckpt'} with a metric that is there."
             )
-        value = found[self.monitor]
-        if self.best is None or math.isnan(self.best) or self.sign * value < self.sign * self.best:
-            self.best, self.best_metrics = value, found
+        if better:
+            self.best, self.best_metrics = found[self.monitor], found
             self._save(trainer, "best", weights_only=True)
         self.save_last(trainer)
 

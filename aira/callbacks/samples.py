@@ -1,6 +1,5 @@
 """The model's answers while it is trained, and how many training and held-out prompts it answers exactly."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from aira.data.module import DataModule, Split
+from aira.files import as_json
 from aira.models.generation import answer
 
 
@@ -67,7 +67,7 @@ class Samples(pl.Callback):
         print("\n".join([f"\nAnswers {when}:", *(f"  {question}\n    {text}" for question, text in self.answers)]))
         with (self.run / "samples.jsonl").open("a", encoding="utf-8") as file:
             for question, text in self.answers:
-                file.write(json.dumps({"step": step, "question": question, "answer": text}, ensure_ascii=False) + "\n")
+                file.write(as_json({"step": step, "question": question, "answer": text}, ensure_ascii=False) + "\n")
         for logger in loggers:
             if hasattr(logger, "log_table"):
                 logger.log_table("samples", ["question", "answer"], [list(pair) for pair in self.answers], step=step)

@@ -17,7 +17,7 @@ from aira.chat.load import load
 from aira.commandline import command
 from aira.config import compose_config, plain
 from aira.errors import AiraError
-from aira.files import check_exists
+from aira.files import as_json, check_exists
 
 COMMANDS = "/why /reset /lang en|pt /quit"
 
@@ -35,7 +35,7 @@ def main() -> None:
     chat = load(values)
     if values["prompt"] is not None:
         reply = chat.reply(values["prompt"], seed=values["seed"])
-        print(json.dumps(asdict(reply), ensure_ascii=False) if "--json" in sys.argv else reply.text)
+        print(as_json(asdict(reply), ensure_ascii=False) if "--json" in sys.argv else reply.text)
     elif values["input"]:
         answer_file(chat, rows, Path(values["output"]), values["seed"])
     else:
@@ -89,7 +89,7 @@ def answer_file(chat: Any, rows: list[list[dict[str, str]]], output: Path, seed:
                 reply = chat.reply(last["content"], history, seed=seed + i)
             except AiraError as error:
                 raise AiraError(f"Row {i + 1}: {error}") from error
-            file.write(json.dumps({"messages": rows[i], **asdict(reply)}, ensure_ascii=False) + "\n")
+            file.write(as_json({"messages": rows[i], **asdict(reply)}, ensure_ascii=False) + "\n")
             file.flush()
 
 

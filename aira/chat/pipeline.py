@@ -102,6 +102,8 @@ class Chat:
                 "guard.threshold and guard.threshold_logit (threshold and threshold_logit in Python) are one limit in "
                 "two units: set one of them."
             )
+        if threshold_logit is not None and not math.isfinite(threshold_logit):
+            raise AiraError(f"guard.threshold_logit={threshold_logit}: it is a number, below which no score would be.")
         if threshold is not None and not 0 < threshold < 1:
             raise AiraError(f"guard.threshold={threshold}: it is a probability, between 0 and 1.")
         self._check_roles(chat_model, reward_model, toxicity_model, high_score)

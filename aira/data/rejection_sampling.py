@@ -7,6 +7,7 @@ sampled is kept part by part, so the same command goes on after a stop, and torc
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -23,7 +24,7 @@ from aira.config import compose_config, plain
 from aira.data.schemas import BadRow, text
 from aira.data.sources import read
 from aira.errors import AiraError
-from aira.files import without_home
+from aira.files import as_json, without_home
 
 FREE = ("output", "output_dir", "cache_dir", "device", "tokens_per_row", "debug", "min_margin")
 """Keys on which the answers do not depend, but for the type of the device that `auto` stands for."""
@@ -95,9 +96,9 @@ def sample(chat: Any, prompts: list[str], values: dict[str, Any]) -> None:
         for several in found:
             chat.choose(several)
         rows = [{"prompt": text, "candidates": [asdict(c) for c in several]} for text, several in zip(some, found)]
-        _write(parts[i], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        _write(parts[i], "".join(as_json(row, ensure_ascii=False) + "\n" for row in rows).encode())
     if all(part.exists() for part in parts):  # whoever is last; two at once would write the same
-        rows = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").split("\n")[:-1]]
+        rows = [row for part in parts for row in _read(part)]
         _tables(rows, output, values["min_margin"])
 
 
@@ -135,6 +136,19 @@ def _same_settings(output: Path, settings: dict[str, Any]) -> None:
             raise AiraError(f"output={output} holds answers of another sampling ({told}). Name another folder.")
     else:
         _write(file, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _read(part: Path) -> list[dict[str, Any]]:
+    """The rows of a part.
+
+    Raises:
+        AiraError: a reward in it is no number.
+    """
+    rows = [json.loads(line) for line in part.read_text(encoding="utf-8").split("\n")[:-1]]
+    for number, row in enumerate(rows, start=1):
+        if not all(one["reward"] is not None and math.isfinite(one["reward"]) for one in row["candidates"]):
+            raise AiraError(f"{part}, row {number}: a reward is no number. Delete the file: the same command makes it.")
+    return rows
 
 
 def _write(file: Path, content: bytes) -> None:

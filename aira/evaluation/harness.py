@@ -1,6 +1,7 @@
 """lm-evaluation-harness with its log-likelihoods computed on packed trees: its tasks, its numbers, less work."""
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aira.data.plan import fill_rows
 from aira.data.trees import Row, Tree, pack, tree_length
+from aira.errors import AiraError
 from aira.evaluation.tries import plan
 from aira.methods.losses import chunks
 from aira.models.attention import Cached
 from aira.models.backbone import hidden_states, keys_and_values
+from aira.models.generation import check_logits
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """What is asked, as text, and the token ids of its context and of its continuation."""
@@ -51,6 +54,47 @@ class PackedLM(HFLM):  # type: ignore[misc]
         super().__init__(model.eval(), tokenizer=tokenizer, backend="causal", **settings)
         log.setLevel(level)
         self.tokens_per_row, self.autocast = tokens_per_row, autocast
+        self._asked: list[Any] = []  # requests of the call that is under way, for messages
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Take a store of answers, in which a log-likelihood that is no number is no answer."""
+        kept = getattr(cache_hook, "dbdict", None)
+        if kept is not None:
+            for key, value in list(kept.items()):
+                number = value[0] if isinstance(value, (tuple, list)) else value
+                if isinstance(number, float) and math.isnan(number):
+                    del kept[key]
+        super().set_cache_hook(cache_hook)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
+        """The answers to the harness's requests.
+
+        Raises:
+            AiraError: the model gives one of them no number.
+        """
+        self._asked = requests
+        try:
+            found: list[Answer] = super().loglikelihood(requests, disable_tqdm)
+        finally:
+            self._asked = []
+        return found
+
+    def _model_generate(self, *arguments: Any, **settings: Any) -> torch.Tensor:
+        """Answers, with an error in place of one that was made of logits that are no numbers."""
+        found: torch.Tensor = super()._model_generate(
+            *arguments, logits_processor=[check_logits(self.model)], **settings
+        )
+        return found
+
+    def _no_number(self, number: int, request: Request) -> AiraError:
+        """What to say where the model's output is no probability distribution."""
+        row = f" (task {self._asked[number].task_name}, row {self._asked[number].doc_id})" if self._asked else ""
+        text = self.tokenizer.decode(request[1][-12:] + request[2][:12])
+        return AiraError(
+            f"{self.model.name_or_path} gives no number as the log-likelihood of …{text!r}{row}: its logits are NaN or "
+            "infinite, so no figure of it means anything. Its weights or eval.precision are to blame: train it again, "
+            "or try eval.precision=32-true."
+        )
 
     @torch.inference_mode()
     def _loglikelihood_tokens(
@@ -80,6 +124,8 @@ class PackedLM(HFLM):  # type: ignore[misc]
                     indices = [i for member in members for i in group.trees[member]]
                     for i, answer in zip(indices, self._answers(row, len(indices), cached), strict=True):
                         for number in asked[i]:
+                            if math.isnan(answer[0]):
+                                raise self._no_number(number, requests[number])
                             found[number] = answer
                             if requests[number][0] is not None:
                                 self.cache_hook.add_partial("loglikelihood", requests[number][0], answer)
@@ -87,7 +133,7 @@ class PackedLM(HFLM):  # type: ignore[misc]
         return [answer for answer in found if answer is not None]
 
     def _answers(self, row: Row, count: int, cached: Cached | None) -> list[Answer]:
-        """The log-likelihoods of a row's branches."""
+        """The log-likelihoods of a row's branches: NaN where logits are no numbers, -inf for an impossible token."""
         row = move_data_to_device(row, self.device)
         sums = torch.zeros(count, device=self.device)
         greedy = torch.ones(count, dtype=torch.bool, device=self.device)
@@ -95,7 +141,9 @@ class PackedLM(HFLM):  # type: ignore[misc]
             hidden = hidden_states(self.model, row, cached)[row.source]
             for part in chunks(len(row.target)):
                 logits = self.model.get_output_embeddings()(hidden[part]).float()
-                chosen = logits.gather(1, row.target[part, None])[:, 0] - logits.logsumexp(-1)
+                log_z = logits.logsumexp(-1)
+                chosen = logits.gather(1, row.target[part, None])[:, 0] - log_z
+                chosen = torch.where(log_z.isfinite(), chosen, torch.nan)
                 sums.index_add_(0, row.branch[part], chosen)
                 missed = logits.argmax(-1) != row.target[part]
                 greedy[row.branch[part][missed]] = False

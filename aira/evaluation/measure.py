@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from aira.evaluation.results import Line, Score, write_rows
 from aira.evaluation.scorers import ScoringModel
 from aira.evaluation.statistics import beside, class_figures
 from aira.evaluation.tasks import SCORER_TASKS, ScorerRow, harness_task, scorer_rows
+from aira.files import as_json
 from aira.models.backbone import content, load_model, load_tokenizer
 
 Measured = tuple[list[Line], dict[str, Any]]
@@ -46,7 +48,8 @@ def chat(name: str, path: str, tasks: list[str], values: dict[str, Any], where: 
         rows: the folder for the values of each row.
 
     Raises:
-        AiraError: it has no chat template to be asked by, or a task's data cannot be read.
+        AiraError: it has no chat template to be asked by, it gives an answer no number, or a task's data cannot be
+            read.
     """
     suite = values["eval"]
     tokenizer, added = load_tokenizer(path, template=None, **where)
@@ -82,10 +85,16 @@ def chat(name: str, path: str, tasks: list[str], values: dict[str, Any], where: 
         stderr = stderr if isinstance(stderr, float) and stderr > 0 else None
         percent = metric in ("acc", "acc_norm", "exact_match", "f1")
         lower = found["higher_is_better"].get(task, {}).get(metric) is False
-        line.scores[task] = Score(figures[key], stderr=stderr, percent=percent, lower=lower)
+        numbers = {name: value for name, value in figures.items() if isinstance(value, (int, float))}
+        undefined = [name for name, value in numbers.items() if not math.isfinite(value)]
+        if undefined:
+            print(f"{task}: left out as undefined on these rows: {', '.join(undefined)}.")
         line.more[task] = {
-            key.removesuffix(",none"): value for key, value in figures.items() if isinstance(value, (int, float))
+            name.removesuffix(",none"): value for name, value in numbers.items() if name not in undefined
         }
+        if key in undefined:
+            continue
+        line.scores[task] = Score(figures[key], stderr=stderr, percent=percent, lower=lower)
         samples = found["samples"].get(task, [{}])  # a group of tasks has none
         samples = [one for one in samples if one.get("filter", chosen) == chosen] or [{}]
         if isinstance(samples[0].get(metric), (int, float)):
@@ -117,17 +126,19 @@ def scorer(
     model = ScoringModel(path, _device(values), suite["max_length"], suite["tokens_per_row"], _autocast(suite), **where)
     lines = {name: Line(name, {}, candidate=True)}
     file = f"{store(values, model.model, model.tokenizer)}.db"
-    with SqliteDict(file, autocommit=True, encode=json.dumps, decode=json.loads) as kept:
+    with SqliteDict(file, autocommit=True, encode=as_json, decode=json.loads) as kept:
         for task in tasks:
             usable, trees = _encoded(task, model, values)
             numbers, examples, keys = map(list, zip(*usable))
-            scores = np.array(_scored(model, trees, kept, task))
+            scores = np.array(_scored(model, trees, kept, task, numbers))
             groups = np.array(keys)
             if SCORER_TASKS[task].role == "reward":
                 right, figures = _pairs(name, examples, scores, groups)
             else:
                 sign = -1 if suite["high_score"] == "toxic" and model.meaning not in ROLES else 1
                 right, figures = _texts(name, examples, sign * scores, groups, sign * model.threshold)
+                if "f1" not in figures[name]:
+                    print(f"{task}: all texts are of one class: balanced accuracy and F1 are undefined, and left out.")
             for system, figure in beside(right, groups, seed).items():
                 line = lines.setdefault(system, Line(system, {}))
                 line.scores[task] = Score(figure["accuracy"], figure["low"], figure["high"])
@@ -159,18 +170,27 @@ def _encoded(task: str, scorer: ScoringModel, values: dict[str, Any]) -> tuple[l
     return usable, trees
 
 
-def _scored(scorer: ScoringModel, trees: list[Tree], kept: SqliteDict, task: str) -> list[list[float]]:
-    """Scores of all trees, of which those that were computed before are read."""
+def _scored(
+    scorer: ScoringModel, trees: list[Tree], kept: SqliteDict, task: str, numbers: list[int]
+) -> list[list[float]]:
+    """Scores of all trees, of which those that were computed before are read; `numbers` are those of the rows."""
     names = [hashlib.sha256(json.dumps(tree.branches).encode()).hexdigest() for tree in trees]
-    missing = [i for i, one in enumerate(names) if one not in kept]
+    missing = [i for i, one in enumerate(names) if not _whole(kept.get(one), len(trees[i].branches))]
     missing.sort(key=lambda i: -sum(map(len, trees[i].branches)))
     with tqdm(total=len(trees), initial=len(trees) - len(missing), desc=task, leave=False) as bar:
         for start in range(0, len(missing), PORTION):
             portion = missing[start : start + PORTION]
-            for i, found in zip(portion, scorer.score([trees[i] for i in portion]), strict=True):
+            rows = [f"row {numbers[i]} of the task {task}" for i in portion]
+            for i, found in zip(portion, scorer.score([trees[i] for i in portion], rows), strict=True):
                 kept[names[i]] = found
             bar.update(len(portion))
     return [kept[one] for one in names]
+
+
+def _whole(scores: Any, count: int) -> bool:
+    """Whether what was kept is a number for each branch."""
+    found = scores if isinstance(scores, list) else []
+    return len(found) == count and all(isinstance(one, float) and math.isfinite(one) for one in found)
 
 
 Figures = dict[str, dict[str, float]]

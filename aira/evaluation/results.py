@@ -11,6 +11,7 @@ import numpy as np
 
 from aira.errors import AiraError, nearest
 from aira.evaluation.statistics import interval
+from aira.files import as_json
 
 PUBLISHED = Path(__file__).parent / "published"
 COLUMNS = {
@@ -149,7 +150,7 @@ def remember(run: Path, lines: Sequence[Line], limit: int | None) -> None:
                 name = task if limit is None else f"{task} ({limit} rows)"
                 row = {"task": name, "name": run.name if line.candidate else line.name, "candidate": line.candidate}
                 row |= {"value": score.value, "shown": str(score), "percent": score.percent, "lower": score.lower}
-                file.write(json.dumps(row) + "\n")
+                file.write(as_json(row) + "\n")
 
 
 def published(names: Sequence[str]) -> list[Line]:
@@ -186,7 +187,7 @@ def write_rows(folder: Path, task: str, rows: dict[str, list[Any]]) -> None:
     Args:
         rows: columns, with `row` (which it is) and `value` (its figure) among them.
     """
-    lines = (json.dumps(dict(zip(rows, values, strict=True))) for values in zip(*rows.values(), strict=True))
+    lines = (as_json(dict(zip(rows, values, strict=True))) for values in zip(*rows.values(), strict=True))
     (folder / f"{task}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
@@ -214,7 +215,13 @@ def compare(folders: Sequence[str], seed: int) -> list[dict[str, Any]]:
         )
         both = [row for row in first if row in second and first[row].get("group") == second[row].get("group")]
         if both:
-            values = np.array([[one[row]["value"] for row in both] for one in (first, second)])
+            values = np.array([[one[row]["value"] for row in both] for one in (first, second)], dtype=float)
+            wrong = [row for row, column in zip(both, values.T, strict=True) if not np.isfinite(column).all()]
+            if wrong:
+                raise AiraError(
+                    f"compare={list(folders)}: {task}, row {wrong[0]}: there is a value that is no number, so the two "
+                    "cannot be compared. Evaluate again."
+                )
             groups = np.array([first[row].get("group", i) for i, row in enumerate(both)])
             low, high = interval(values[1] - values[0], groups, seed)
             means = values.mean(1).tolist()

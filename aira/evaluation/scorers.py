@@ -1,5 +1,6 @@
 """Scores of texts and answers by an exported reward or toxicity model, computed on packed trees."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +49,9 @@ class ScoringModel:
         meaning = score_label(config)
         if config.num_labels != 1 or meaning is None:
             raise AiraError(f"{path} is no scorer: it needs a sequence-classification head with one output.")
-        self.meaning, self.threshold = meaning, float(getattr(config, "threshold", 0.0))
+        self.path, self.meaning, self.threshold = path, meaning, float(getattr(config, "threshold", 0.0))
+        if not math.isfinite(self.threshold):
+            raise AiraError(f"{path}: the threshold in its config.json is {self.threshold}, below which no score is.")
         self.padded = config.model_type in VERIFIED["encoder"]
         role = "encoder" if self.padded else "causal"
         self.tokenizer, added = load_tokenizer(path, role=role, head="score", template=None, **where)
@@ -80,11 +83,17 @@ class ScoringModel:
         return Tree(encoded["branches"], encoded["scored"])
 
     @torch.inference_mode()
-    def score(self, trees: Sequence[Tree]) -> list[list[float]]:
+    def score(self, trees: Sequence[Tree], names: Sequence[str] = ()) -> list[list[float]]:
         """Score what `encode` gave.
+
+        Args:
+            names: what each tree is, for messages.
 
         Returns:
             For each tree, the scores of its conversations.
+
+        Raises:
+            AiraError: a score is no number.
         """
         lengths = np.array([(padded_length if self.padded else tree_length)(tree.branches) for tree in trees])
         found: list[list[float]] = [[] for _ in trees]
@@ -96,4 +105,11 @@ class ScoringModel:
                 values = iter(scores(self.model, move_data_to_device(row, self.device)).tolist())
             for i in indices:
                 found[i] = [next(values) for _ in trees[i].branches]
+                if not all(map(math.isfinite, found[i])):
+                    text = self.tokenizer.decode(trees[i].branches[0], skip_special_tokens=True)
+                    raise AiraError(
+                        f"{self.path} gives {names[i] if names else 'a text'} ({text[:60]!r}…) a score that is no "
+                        f"number ({found[i]}), by which nothing can be told. Its weights, or the precision that it "
+                        "runs in, are to blame: train it again, or take another checkpoint."
+                    )
         return found

@@ -31,17 +31,17 @@ def interval(values: np.ndarray, groups: np.ndarray | None = None, seed: int = 0
 
 
 def class_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy, balanced accuracy, and the F1 score of the toxic class.
+    """Accuracy, balanced accuracy, and the F1 score of the toxic class; of one class alone, accuracy alone is defined.
 
     Args:
         predicted: [N] classes.
         labels: [N] true classes.
     """
-    return {
-        "accuracy": float(accuracy_score(labels, predicted)),
-        "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
-        "f1": float(f1_score(labels, predicted, pos_label=TOXIC, zero_division=0.0)),
-    }
+    figures = {"accuracy": float(accuracy_score(labels, predicted))}
+    if len(np.unique(labels)) == 2:
+        figures["balanced_accuracy"] = float(balanced_accuracy_score(labels, predicted))
+        figures["f1"] = float(f1_score(labels, predicted, pos_label=TOXIC))
+    return figures
 
 
 def beside(

@@ -1,5 +1,6 @@
 """Reward modelling: a score that is higher for the response that people prefer."""
 
+import math
 from typing import Any
 
 import torch
@@ -73,6 +74,11 @@ def pair_calibration_error(found: Tensor) -> float:
 
     Args:
         found: [P, 2] scores of the better and of the worse.
+
+    Returns:
+        The error; NaN of no pairs.
     """
+    if not len(found):
+        return math.nan
     difference = found[:, 0] - found[:, 1]
     return binary_calibration_error(torch.sigmoid(difference.abs()), (difference > 0).long(), n_bins=10).item()

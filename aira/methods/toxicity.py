@@ -86,7 +86,11 @@ class Toxicity(Scorer):
         labels, found = labels.flatten(), found.flatten()
         threshold = best_threshold(found, labels, self.threshold_by)
         self.threshold.fill_(threshold)
-        return {"threshold": threshold, **class_metrics(found, labels, threshold)}
+        figures = class_metrics(found, labels, threshold)
+        there = {"toxic" if one == TOXIC else "harmless" for one in labels.tolist()}
+        why = f"all validation texts are {there.pop()}" if len(there) == 1 else "no text was taken to be of a class"
+        self.undefined = {name: why for name in CLASS_METRICS if name not in figures}
+        return {"threshold": threshold, **figures}
 
     def before_export(self, model: nn.Module) -> None:
         """Keep the threshold beside the weights."""
@@ -125,8 +129,18 @@ def best_threshold(found: Tensor, labels: Tensor, by: str) -> float:
     return edges[torch.where(possible, figures, -1.0).argmax()].item()
 
 
+CLASS_METRICS = (
+    *("accuracy", "balanced_accuracy", "f1", "auroc", "auprc"),
+    *(f"{name}/{figure}" for name in ("toxic", "harmless") for figure in ("precision", "recall", "f1")),
+)
+"""What `class_metrics` gives where all of it is defined."""
+
+
 def class_metrics(found: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
     """Accuracy, F1, areas under curves, and each class's precision, recall and F1, by torchmetrics.
+
+    What is undefined is left out: areas and balanced accuracy where a class has no text, a class's recall and F1 where
+    it has none, and its precision where no text is taken to be of it.
 
     Args:
         found: [N] scores, high where a text is harmless.
@@ -134,18 +148,18 @@ def class_metrics(found: Tensor, labels: Tensor, threshold: float) -> dict[str, 
         threshold: a text is taken to be toxic where its score is below.
     """
     toxic = (found < threshold).long()
-    metrics = {
-        "accuracy": binary_accuracy(toxic, labels),
-        "f1": binary_f1_score(toxic, labels),
-        "auroc": binary_auroc(torch.sigmoid(-found.double()), labels),
-        "auprc": binary_average_precision(torch.sigmoid(-found.double()), labels),
-    }
+    metrics = {"accuracy": binary_accuracy(toxic, labels)} if len(labels) else {}
     for name, cls in (("toxic", TOXIC), ("harmless", HARMLESS)):
         predicted, true = (toxic == cls).long(), (labels == cls).long()
-        metrics |= {
-            f"{name}/precision": binary_precision(predicted, true),
-            f"{name}/recall": binary_recall(predicted, true),
-            f"{name}/f1": binary_f1_score(predicted, true),
-        }
-    named = {name: float(value) for name, value in metrics.items()}
-    return named | {"balanced_accuracy": (named["toxic/recall"] + named["harmless/recall"]) / 2}
+        if predicted.any():
+            metrics[f"{name}/precision"] = binary_precision(predicted, true)
+        if true.any():
+            metrics[f"{name}/recall"] = binary_recall(predicted, true)
+            metrics[f"{name}/f1"] = binary_f1_score(predicted, true)
+    if "toxic/f1" in metrics:
+        metrics["f1"] = metrics["toxic/f1"]
+    if "toxic/f1" in metrics and "harmless/f1" in metrics:
+        metrics["balanced_accuracy"] = (metrics["toxic/recall"] + metrics["harmless/recall"]) / 2
+        metrics["auroc"] = binary_auroc(torch.sigmoid(-found.double()), labels)
+        metrics["auprc"] = binary_average_precision(torch.sigmoid(-found.double()), labels)
+    return {name: float(value) for name, value in metrics.items()}

@@ -216,6 +216,8 @@ def load_model(
     scorer = score_label(settings) is not None
     if head == "score":
         settings.num_labels, settings.id2label, settings.label2id = 1, {0: label}, {label: 0}
+        # what pipelines go by: the sigmoid of a score that means harmless is a probability, a reward is a number
+        settings.problem_type = "multi_label_classification" if label == "harmless" else "regression"
     activation = getattr(settings, "activation_function", None)
     if activation == "gelu_new":
         settings.activation_function = "gelu_pytorch_tanh"  # the same function, in one kernel in place of eight
@@ -367,9 +369,13 @@ def content(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+UNLIMITED = 10**9
+"""The context of a model that has no positions of its own."""
+
+
 def context_length(config: PretrainedConfig) -> int:
     """The longest sequence that a model of this configuration can read, in tokens."""
-    positions = int(getattr(config, "max_position_embeddings", None) or 10**9)
+    positions = int(getattr(config, "max_position_embeddings", None) or UNLIMITED)
     return positions - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)  # RoBERTa counts from there
 
 

@@ -1,42 +1,100 @@
 """The result of a run as a plain Hugging Face folder: no Aira is needed to load it."""
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from aira.files import without_home
+from aira.files import LOCAL, as_json, without_home
+from aira.models.backbone import UNLIMITED, context_length
 
 
-def export(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str, max_new_tokens: int = 200) -> None:
+def export(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    card: str,
+    max_new_tokens: int = 200,
+    max_length: int | None = None,
+) -> None:
     """Write weights (safetensors, adapters merged), configuration, tokenizer, generation settings and model card.
+
+    The folder is there as a whole or not at all; one that was there before is replaced.
 
     Args:
         model: a Transformers model, or a `peft.PeftModel` around one, whose adapters are merged for good.
-        folder: created where missing.
         card: the text of README.md.
         max_new_tokens: what `generate` stops at where its caller says nothing.
+        max_length: tokens that `truncation=True` cuts to; None for the model's context.
     """
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    folder.mkdir(parents=True, exist_ok=True)
     if model.can_generate():
         model.generation_config.max_new_tokens = max_new_tokens
+    part, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     was_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    if was_on:
-        transformers_logging.enable_progress_bar()
-    readme = folder / "README.md"
-    readme.write_text(card, encoding="utf-8")
-    for file in folder.glob("*.safetensors"):  # safetensors writes for the owner alone
-        file.chmod(readme.stat().st_mode)
+    try:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        _for_others(part, min(context_length(model.config), max_length or UNLIMITED))
+        readme = part / "README.md"
+        readme.write_text(card, encoding="utf-8")
+        for file in part.glob("*.safetensors"):  # safetensors writes for the owner alone
+            file.chmod(readme.stat().st_mode)
+        for file in [*part.iterdir(), part]:
+            _sync(file)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    finally:
+        if was_on:
+            transformers_logging.enable_progress_bar()
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(file: Path) -> None:
+    """Have a file, or a folder's list of names, on the disk: a power cut could leave a new name on no bytes."""
+    opened = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _for_others(folder: Path, max_length: int) -> None:
+    """Say what Transformers 4 and llama.cpp look for by other names than Transformers 5 writes."""
+    config: dict[str, Any] = {"torch_dtype": "float32"}
+    there = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if there["model_type"] == "gpt2":
+        config["n_ctx"] = there["n_positions"]
+    if rope := there.get("rope_parameters"):
+        scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+        config |= {"rope_theta": rope["rope_theta"]}
+        config |= {"rope_scaling": None if scaling.get("rope_type", "default") == "default" else scaling}
+    tokenizer: dict[str, Any] = {}
+    tokens = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if tokens["tokenizer_class"] == "TokenizersBackend":
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"  # the same by the name that both versions know
+    if max_length < UNLIMITED:
+        tokenizer["model_max_length"] = max_length
+    for name, before, more in (("config.json", there, config), ("tokenizer_config.json", tokens, tokenizer)):
+        text = json.dumps(before | more, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
 
 
 _LOAD = """\
@@ -88,6 +146,15 @@ with no_grad():
 print(scores.tolist())  # sigmoid(score) is the probability that a text is harmless
 print((scores < model.config.threshold).tolist())  # whether it is taken to be toxic"""
 )
+_PIPELINE = {
+    "harmless": """
+In `pipeline("text-classification")` the only label is `harmless`, whatever the text, and its score is the probability
+of that: a text is taken to be toxic where the score is below the sigmoid of `threshold` in config.json.
+""",
+    "reward": """
+In `pipeline("text-classification")` the only label is `reward`, and its score is the reward, which is no probability.
+""",
+}
 _SAID = {  # a good and a bad response, then a harmless and a toxic text
     "en": (
         ("Let me think about it with you.", "Find it out yourself, and leave me in peace."),
@@ -159,7 +226,12 @@ def model_card(
     said = {"QUESTION": language["questions"][0], "GOOD": good, "BAD": bad, "LENGTH": str(values["data"]["max_length"])}
     for word, text in said.items():
         use = use.replace(word, text)
-    settings = {key: values[key] for key in ("model", "method", "data", "optimizer", "schedule", "trainer", "seed")}
+    pipeline = _PIPELINE.get(method["label"], "")
+    start, data = (_public(values[group]["path"], "path") for group in ("model", "data"))
+    settings = {
+        key: _public(values[key], key)
+        for key in ("model", "method", "data", "optimizer", "schedule", "trainer", "seed")
+    }
     evaluated = "\n".join(f"| {row['name']} | {row['task']} | {row['shown']} |" for row in evaluations)
     evaluation = f"""
 ## Evaluation
@@ -175,7 +247,7 @@ Accuracies in percent, with a 95 % interval in brackets or a standard error; sim
 ---
 # {name}
 
-Trained with Aira ({method["name"]}) from `{model["path"]}` on `{values["data"]["path"]}`.
+Trained with Aira ({method["name"]}) from `{start}` on `{data}`.
 
 ## Use
 
@@ -184,7 +256,7 @@ It is meant {purpose}, for research.
 ```python
 {use}
 ```
-
+{pipeline}
 ## Limitations
 
 {limits}
@@ -198,18 +270,36 @@ It is meant {purpose}, for research.
 ## Configuration
 
 ```json
-{json.dumps(settings, indent=2, ensure_ascii=False)}
+{as_json(settings, indent=2, ensure_ascii=False)}
 ```
 
 ## Environment
 
 ```json
-{json.dumps(environment, indent=2)}
+{as_json(environment, indent=2)}
 ```
 """
     return without_home(text)
 
 
+PATHS = ("path", "checkpoints", "exclude", "reference", "cache_dir", "default_root_dir")
+"""Keys whose values, at any depth, are paths or hub ids."""
+
+
+def _public(value: Any, key: str = "") -> Any:
+    """A setting as it can be published: of a local path only what it ends in, since folders name users and machines."""
+    if isinstance(value, dict):
+        return {name: _public(one, key if key in PATHS else name) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_public(one, key) for one in value]
+    named = key in PATHS and isinstance(value, str) and not value.startswith("pkg://") and not _hub_id(value)
+    if not isinstance(value, str) or not (named or value.startswith(("/", "~", "./", "../", "file:"))):
+        return value
+    path = PurePath(value)
+    return path.parent.name if path.name == "export" else path.name
+
+
 def _hub_id(path: str) -> str | None:
     """A path, where it is an id on the hub."""
-    return path if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) and not Path(path).exists() else None
+    local = path.endswith(LOCAL) or Path(path).exists()
+    return path if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) and not local else None

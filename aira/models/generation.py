@@ -1,10 +1,11 @@
 """Answers of a language model: greedy or sampled, many prompts at once, without a trace in the random state."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby, takewhile
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from aira.data.schemas import Message
@@ -29,6 +30,23 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> l
 def fits(model: Any, tokenizer: PreTrainedTokenizerBase, message: str) -> bool:
     """Whether the model's context has room for a message and the beginning of an answer."""
     return len(prompt_ids(tokenizer, [{"role": "user", "content": message}])) < context_length(unwrap(model).config)
+
+
+def check_logits(model: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """A processor of logits, for `generate`, that changes nothing: greedy decoding would take NaN for the best token.
+
+    It raises an AiraError where a row has NaN or +inf, or -inf alone; -inf is a token that cannot be.
+    """
+
+    def check(_: Tensor, logits: Tensor) -> Tensor:
+        if not logits.logsumexp(-1).isfinite().all():
+            raise AiraError(
+                f"{model.name_or_path} cannot answer: its logits are NaN or infinite. Its weights, or the precision "
+                "that it runs in, are to blame: train it again, or take another checkpoint."
+            )
+        return logits
+
+    return check
 
 
 @torch.no_grad()
@@ -57,7 +75,7 @@ def answer(
         not depend on what else is asked.
 
     Raises:
-        AiraError: a prompt is longer than the model's context.
+        AiraError: a prompt is longer than the model's context, or the model's logits are no numbers.
     """
     prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
     network = unwrap(model)
@@ -97,6 +115,7 @@ def answer(
                     num_return_sequences=n,
                     max_new_tokens=room,
                     use_cache=True,
+                    logits_processor=[check_logits(network)],
                     **sampling,
                 )
                 said = [list(takewhile(lambda token: token not in ends, ids)) for ids in output[:, length:].tolist()]

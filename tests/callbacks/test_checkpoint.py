@@ -40,8 +40,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, number):
     assert (tmp_path / "checkpoints" / "last.ckpt").read_text() == "whole"
 
 
-def test_the_best_after_one_that_is_no_number(tmp_path):
-    """Catches a best.ckpt that stays at a first validation whose loss was NaN."""
+def test_the_best_after_one_that_is_no_number(tmp_path, capsys):
+    """Catches a best.ckpt of a validation whose loss was NaN, or one that is passed over without a word."""
     callback = Checkpoints(tmp_path, started=0.0, every_n_train_steps=1, monitor="val/loss", mode="min")
     (tmp_path / "checkpoints").mkdir()
     for step, loss in enumerate([float("nan"), 2.0, 3.0, float("nan")], start=1):
@@ -54,7 +54,11 @@ def test_the_best_after_one_that_is_no_number(tmp_path):
             callback_metrics={"val/loss": torch.tensor(loss)},
         )
         callback.on_validation_end(trainer, None)
+        assert (tmp_path / "checkpoints" / "best.ckpt").exists() == (step > 1)
     assert (tmp_path / "checkpoints" / "best.ckpt").read_text() == "2" and callback.best == 2.0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["Step 1", "Step 4"] and "no number" in said[0]
+    assert callback.metrics == {}  # of the last validation: what is no number is in no JSON
 
 
 def test_processes_go_on_from_one_file(tmp_path):

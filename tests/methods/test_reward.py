@@ -111,3 +111,4 @@ def test_calibration():
     found = torch.tensor([[sure, 0.0]] * 4 + [[0.0, sure]] + [[half, 0.0]] + [[0.0, half]])
     # bin of 0.9: 4 of 5 right, |0.9 - 0.8| = 0.1; bin of 0.62: 1 of 2 right, |0.62 - 0.5| = 0.12
     assert pair_calibration_error(found) == pytest.approx((5 * 0.1 + 2 * 0.12) / 7, abs=1e-6)
+    assert math.isnan(pair_calibration_error(torch.empty(0, 2)))  # 0 / 0

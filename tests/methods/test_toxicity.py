@@ -1,18 +1,24 @@
 """Toxicity classification: the sign convention, the loss, the threshold and the metrics of both classes."""
 
 import math
+import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sklearn_metrics
 
-from aira.methods.toxicity import Toxicity, best_threshold, class_metrics
+from aira.callbacks.checkpoint import Checkpoints
+from aira.errors import AiraError
+from aira.methods.toxicity import CLASS_METRICS, Toxicity, best_threshold, class_metrics
 from tests.methods.fitting import CONSTANT, OPTIMIZER, fit, write
 from tests.methods.test_reward import scorer
 
 TEXTS = [{"text": f"You are {'kind' if i % 3 else 'a fool'}, number {i}.", "label": int(i % 3 == 0)} for i in range(12)]
 PAIRS = [{"harmless": f"Thank you, number {i}.", "harmful": f"Go away, you fool {i}."} for i in range(12)]
+
+PARTS = ("precision", "recall", "f1")
 
 
 def trained(tmp_path, rows, kind, steps=3, **settings):
@@ -87,3 +93,67 @@ def test_metrics_of_scikit_learn():
     }
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "labels, scores, left",  # harmless is 0 and scores above 0
+    [
+        (
+            [0, 0, 0],
+            [1, 2, -1],
+            {"accuracy", "toxic/precision", "harmless/precision", "harmless/recall", "harmless/f1"},
+        ),
+        ([0, 0, 0], [1, 2, 3], {"accuracy", "harmless/precision", "harmless/recall", "harmless/f1"}),
+        ([1, 1, 1], [1, -2, -1], {"accuracy", "f1", *(f"toxic/{one}" for one in PARTS), "harmless/precision"}),
+        ([1, 1, 1], [-1, -2, -1], {"accuracy", "f1", *(f"toxic/{one}" for one in PARTS)}),
+        ([1, 0, 1], [1, 2, 3], {*CLASS_METRICS} - {"toxic/precision"}),
+        ([1, 0, 1], [-1, -2, -3], {*CLASS_METRICS} - {"harmless/precision"}),
+        ([1, 0, 1], [-1, 2, 3], {*CLASS_METRICS}),
+        ([1], [-1], {"accuracy", "f1", *(f"toxic/{one}" for one in PARTS)}),
+        ([], [], set()),
+    ],
+)
+def test_what_is_undefined_is_left_out(labels, scores, left):
+    """Catches an area or an F1 of 0 where it is 0 / 0; what is left is what scikit-learn has, without a warning."""
+    labels, scores = torch.tensor(labels, dtype=torch.long), torch.tensor(scores, dtype=torch.float)
+    found = class_metrics(scores, labels, 0.0)
+    assert set(found) == left
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, cls in (("toxic", 1), ("harmless", 0)):
+            for part in {f"{name}/{one}" for one in PARTS} & left:
+                figure = getattr(sklearn_metrics, f"{part.split('/')[1]}_score")
+                expected = figure((labels == cls).numpy(), ((scores < 0).long() == cls).numpy())
+                assert found[part] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("rows, said", [(TEXTS[1:3], "all validation texts are harmless"), (TEXTS[:1], "are toxic")])
+@pytest.mark.parametrize("monitor", ["val/auroc", "val/balanced_accuracy", "val/loss"])
+def test_one_class_to_validate_on(tmp_path, rows, said, monitor, capsys):
+    """Catches val/auroc 0 in the logs, and a run that goes by it."""
+    model, tokenizer = scorer()
+    module = Toxicity(model, OPTIMIZER, CONSTANT)
+    path = write(tmp_path / "rows", TEXTS, validation=rows)
+    callback = Checkpoints(tmp_path, started=0.0, every_n_train_steps=9, monitor=monitor, mode="min")
+
+    def run():
+        settings = {"head": "score", "steps": 2, "validate": True, "callbacks": (callback,)}
+        return fit(module, tokenizer, path, tmp_path, "labelled", **settings)[1]
+
+    if monitor == "val/loss":
+        found = run().callback_metrics
+        assert "val/accuracy" in found and "val/auroc" not in found and "val/auprc" not in found
+    else:
+        with pytest.raises(AiraError, match=f"monitor={monitor} is undefined: .*{said}.*The run is saved"):
+            run()
+    assert re.search(rf"Undefined, and left out: .*val/auroc.*{said}", capsys.readouterr().out)
+    assert (tmp_path / "checkpoints/last.ckpt").exists()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_validation_score_that_is_no_number(tmp_path, number):
+    """Catches figures that are made of NaN."""
+    module = trained(tmp_path, TEXTS, "labelled")[0]
+    module._kept = [([3, 5], [[1.0], [number]])]
+    with pytest.raises(AiraError, match=r"1 of 2 validation rows is no number \(the first is row 5\)"):
+        module.validation_metrics()
