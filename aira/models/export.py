@@ -46,7 +46,7 @@ def export(
     try:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        _for_others(part, min(context_length(model.config), max_length or UNLIMITED))
+        _for_others(part, min(context_length(model.config), max_length or UNLIMITED), tokenizer.model_input_names)
         readme = part / "README.md"
         readme.write_text(card, encoding="utf-8")
         for file in part.glob("*.safetensors"):  # safetensors writes for the owner alone
@@ -76,7 +76,7 @@ def _sync(file: Path) -> None:
         os.close(opened)
 
 
-def _for_others(folder: Path, max_length: int) -> None:
+def _for_others(folder: Path, max_length: int, inputs: list[str]) -> None:
     """Say what Transformers 4 and llama.cpp look for by other names than Transformers 5 writes."""
     config: dict[str, Any] = {"torch_dtype": "float32"}
     there = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -86,7 +86,7 @@ def _for_others(folder: Path, max_length: int) -> None:
         scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
         config |= {"rope_theta": rope["rope_theta"]}
         config |= {"rope_scaling": None if scaling.get("rope_type", "default") == "default" else scaling}
-    tokenizer: dict[str, Any] = {}
+    tokenizer: dict[str, Any] = {"model_input_names": inputs}  # by default version 4 has segments for every model
     tokens = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     if tokens["tokenizer_class"] == "TokenizersBackend":
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"  # the same by the name that both versions know

@@ -43,6 +43,7 @@ def made(folder, name, head="lm", label="harmless", **settings):
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(4)
+    tokenizer.init_kwargs.pop("model_input_names")  # which a tokenizer from a GGUF file has not
     export(model, tokenizer, folder, "card", **settings)
     return model.eval(), tokenizer
 
@@ -61,6 +62,7 @@ def test_what_other_tools_read(tmp_path, name, head):
     made(tmp_path / "export", name, head, max_length=longest)
     config, tokens = written(tmp_path / "export", "config.json"), written(tmp_path / "export", "tokenizer_config.json")
     assert tokens["tokenizer_class"] == "PreTrainedTokenizerFast" and config["torch_dtype"] == "float32"
+    assert ("token_type_ids" in tokens["model_input_names"]) == (name in ENCODERS)
     expected = longest or CONTEXT.get(name)
     assert (tokens["model_max_length"] == expected) if expected else tokens["model_max_length"] > 10**9
     assert config.get("n_ctx") == (128 if name == "gpt2" else None)
