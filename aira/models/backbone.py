@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from aira.data.trees import Row
 from aira.errors import AiraError
@@ -72,6 +73,7 @@ def load_tokenizer(
         source = adapter
     with explained(path):
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+    tokenizer.model_max_length = VERY_LARGE_INTEGER  # for others, see `export`; here all lengths are given
     added = apply_template(tokenizer, template, prompt_bos) if role == "causal" and template else []
     return tokenizer, added + (prepare_scorer(tokenizer, role) if head == "score" else [])
 
@@ -344,7 +346,7 @@ def unwrap(model: Any) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-NAMES = ("_name_or_path", "architectures", "transformers_version")
+NAMES = ("_name_or_path", "architectures", "transformers_version", "n_ctx")
 """Keys of a configuration on which no number depends; a model's class is told by itself."""
 
 

@@ -1,5 +1,6 @@
 """Exports are right where they are taken to: other versions, pipelines, converters; and whole, or not there."""
 
+import copy
 import json
 import os
 import subprocess
@@ -19,8 +20,9 @@ from transformers import (
 )
 
 from aira.config import compose_config, plain
+from aira.data.tokenize import tokenizer_content
 from aira.files import exports
-from aira.models.backbone import load_model, load_tokenizer
+from aira.models.backbone import content, load_model, load_tokenizer
 from aira.models.export import export, model_card
 from tests.models.conftest import CAUSAL, ENCODERS
 
@@ -44,7 +46,7 @@ def made(folder, name, head="lm", label="harmless", **settings):
             if parameter.dim() > 1:
                 parameter.mul_(4)
     tokenizer.init_kwargs.pop("model_input_names")  # which a tokenizer from a GGUF file has not
-    export(model, tokenizer, folder, "card", **settings)
+    export(copy.deepcopy(model), tokenizer, folder, "card", **settings)  # which sets its answers' length
     return model.eval(), tokenizer
 
 
@@ -59,7 +61,8 @@ def test_what_other_tools_read(tmp_path, name, head):
     if head == "lm" and name in ENCODERS:
         return
     longest = 100 if head == "score" else None
-    made(tmp_path / "export", name, head, max_length=longest)
+    model, tokenizer = made(tmp_path / "export", name, head, max_length=longest)
+    role = "encoder" if name in ENCODERS else "causal"
     config, tokens = written(tmp_path / "export", "config.json"), written(tmp_path / "export", "tokenizer_config.json")
     assert tokens["tokenizer_class"] == "PreTrainedTokenizerFast" and config["torch_dtype"] == "float32"
     assert ("token_type_ids" in tokens["model_input_names"]) == (name in ENCODERS)
@@ -71,6 +74,11 @@ def test_what_other_tools_read(tmp_path, name, head):
         assert config["rope_theta"] == (1234.0 if scaled else 10000.0)
         assert config["rope_scaling"] == ({"rope_type": "linear", "factor": 2.0} if scaled else None)
         assert AutoConfig.from_pretrained(tmp_path / "export").rope_parameters == config["rope_parameters"]
+    again, added = load_tokenizer(str(tmp_path / "export"), role=role, head=head)
+    how = {"role": role, "head": head, "label": "harmless", "attn_implementation": model.config._attn_implementation}
+    loaded = load_model(str(tmp_path / "export"), again, added, **how)
+    assert content(loaded) == content(model), "another key of what was computed with the same model"
+    assert tokenizer_content(again) == tokenizer_content(tokenizer)
     if longest:
         assert config["id2label"] == {"0": "harmless"}
         cut = AutoTokenizer.from_pretrained(tmp_path / "export")(TEXT * 40, truncation=True)["input_ids"]
