@@ -124,8 +124,10 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
             elif isinstance(callback, Scores):
                 callback.finish(module, data)
         metrics["seconds"] = time.time() - (kept.started if kept else started)
-        for name in [name for name, value in metrics.items() if not math.isfinite(value)]:
-            print(f"{name} is {metrics.pop(name)}, which is no number, and is left out.")
+        for name, value in ({**trainer.callback_metrics} | metrics).items():
+            if not math.isfinite(value):
+                metrics.pop(name, None)
+                print(f"{name} is {float(value)}, which is no number, and is left out.")
         module.before_export(model)
         (run / "evaluations.jsonl").unlink(missing_ok=True)  # of an export of fewer steps, which this one replaces
         longest = values["data"]["max_length"] if method["head"] == "score" else None
