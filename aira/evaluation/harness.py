@@ -79,11 +79,22 @@ class PackedLM(HFLM):  # type: ignore[misc]
             self._asked = []
         return found
 
-    def _model_generate(self, *arguments: Any, **settings: Any) -> torch.Tensor:
-        """Answers, with an error in place of one that was made of logits that are no numbers."""
-        found: torch.Tensor = super()._model_generate(
-            *arguments, logits_processor=[check_logits(self.model)], **settings
-        )
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Answers to the harness's requests.
+
+        Raises:
+            AiraError: they would be made of logits that are no numbers.
+        """
+        check = check_logits(self.model)
+
+        def checked(_: Any, tokens: Any, logits: torch.Tensor) -> None:
+            check(tokens[0], logits)
+
+        hook = self.model.get_output_embeddings().register_forward_hook(checked)
+        try:
+            found: list[str] = super().generate_until(requests, disable_tqdm)
+        finally:
+            hook.remove()
         return found
 
     def _no_number(self, number: int, request: Request) -> AiraError:

@@ -73,6 +73,19 @@ def test_a_log_likelihood_that_is_no_number(name, number):
         language.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("A text.",), 0)], disable_tqdm=True)
 
 
+@pytest.mark.parametrize("number", [NAN, INF])
+def test_an_answer_to_the_harness_that_is_made_of_no_numbers(number):
+    """Catches a generated answer of NaN, of which greedy decoding takes any token."""
+    model, tokenizer = loaded("gpt2")
+    language = PackedLM(model, tokenizer)
+    asked = [Instance("generate_until", {}, ("Is it so?", {"until": ["\n"], "max_gen_toks": 4}), 0)]
+    assert len(language.generate_until(asked, disable_tqdm=True)) == 1
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:] = number
+    with pytest.raises(AiraError, match="cannot answer: its logits are NaN or infinite"):
+        language.generate_until(asked, disable_tqdm=True)
+
+
 @pytest.mark.parametrize("bias, sound", [(-INF, True), (INF, False), (NAN, False)])
 def test_an_impossible_token_is_a_number(bias, sound):
     """Catches a token of probability 0 that is refused, and one that makes all others impossible and is not."""
