@@ -90,7 +90,7 @@ def test_a_sweep_for_weights_and_biases(tmp_path):
     spec = yaml.safe_load((tmp_path / "search" / "sweep.yaml").read_text())
     assert "wandb sweep --project aira search/sweep.yaml" in printed.replace(f"{tmp_path}/", "")
     assert spec["parameters"]["optimizer.lr"] == {"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-3}
-    assert spec["metric"] == {"name": "val/loss", "goal": "minimize"} and spec["method"] == "bayes"
+    assert spec["metric"] == {"name": "val/rewards/accuracies", "goal": "maximize"} and spec["method"] == "bayes"
     assert spec["command"][1:] == ["python", "${program}", "method=dpo", "seed=3", "logger=wandb", "${args_no_hyphens}"]
 
 
