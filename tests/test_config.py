@@ -551,6 +551,24 @@ def test_checks_let_sweeps_and_help_through(monkeypatch, arguments):
     assert sys.argv == ["train.py", *arguments.split(" ")]
 
 
+@pytest.mark.parametrize(
+    "arguments, fragment",
+    [
+        ("-m seed=1,2 optimizer.lr=1e-4,-1", "optimizer.lr"),
+        ("-m ~callbacks.emissions model=gpt2-tiny,bert-tiny method=choice(sft,dpo)", "model=bert-tiny is an encoder"),
+        ("-m data.path=.,./missing.jsonl seed=range(1,3)", "./missing.jsonl: there is no such file"),
+        ("-m optimizer.lr=interval(0,1) sort(3,-1,key=seed)", "not of the form"),
+        ("-m seed=shuffle(1,x)", "seed"),
+    ],
+)
+def test_every_trial_of_a_sweep_is_checked(monkeypatch, capsys, arguments, fragment):
+    """Catches a combination of values whose error shows only after the trials before it."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments.split(" ")])
+    with pytest.raises(SystemExit):
+        aira.commandline.check("train")
+    assert fragment in capsys.readouterr().err
+
+
 @pytest.fixture
 def runs(tmp_path):
     """Make folders like those of real runs, one second apart."""
