@@ -118,6 +118,12 @@ def reference_log_probs(
         torch.distributed.all_gather_object(shares, found)
         found = {index: values for share in shares for index, values in share.items()}
     result = np.array([found[int(index)] for index in split.index], dtype=np.float32)
+    wrong = split.index[~np.isfinite(result).all(1)]
+    if len(wrong):
+        raise AiraError(
+            f"The reference gives no number as the log-prob of {len(wrong)} of {len(result)} examples ({name}; the "
+            f"first is row {wrong[0] + 1}). Try trainer.precision=32-true, or another reference."
+        )
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f".{file.stem}.{os.getpid()}.npy")
@@ -127,9 +133,9 @@ def reference_log_probs(
 
 
 def _read(file: Path) -> np.ndarray | None:
-    """A kept array; None where there is none that is whole."""
+    """A kept array; None where there is none that is whole, and of numbers."""
     try:
         kept: np.ndarray = np.load(file)
-        return kept
+        return kept if np.isfinite(kept).all() else None
     except (OSError, ValueError, EOFError):
         return None

@@ -4,6 +4,7 @@ import copy
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -185,6 +186,25 @@ def test_what_the_reference_is_kept_under(tmp_path, rows, monkeypatch):
     shutil.copytree(rows, tmp_path / "copy")
     free = {"path": str(tmp_path / "copy"), "cache_dir": str(tmp_path / "elsewhere"), "tokens_per_row": 7}
     assert key(policy(lora=LORA)[0], num_workers=2, num_proc=2, batch_size=3, **free) == found["nothing"]
+
+
+def test_a_reference_that_gives_no_number(tmp_path, rows, monkeypatch):
+    """Catches log-probs that are NaN, which every run of a sweep would then read; a kept one is computed again."""
+    once = DPO._summed
+    monkeypatch.setattr(DPO, "_summed", lambda *a: once(*a) * float("nan"))
+    model, tokenizer = policy()
+    with pytest.raises(
+        AiraError, match=r"no number as the log-prob of 12 of 12 examples \(training; the first is row 1"
+    ):
+        fit(dpo(model, tokenizer, tmp_path), tokenizer, rows, tmp_path, "preference", loss_on="response")
+    assert not list(tmp_path.glob("reference/*.npy"))
+    monkeypatch.setattr(DPO, "_summed", once)
+    for _ in range(2):
+        model, tokenizer = policy()
+        ours, _, _ = fit(dpo(model, tokenizer, tmp_path), tokenizer, rows, tmp_path, "preference", loss_on="response")
+        assert ours.values("loss")[0] == pytest.approx(math.log(2), abs=1e-6)
+        (kept,) = tmp_path.glob("reference/*.npy")
+        np.save(kept, np.load(kept) * np.nan)
 
 
 def test_a_reference_from_elsewhere(tmp_path, rows):
