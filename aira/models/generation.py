@@ -15,8 +15,8 @@ from aira.models.backbone import as_list, context_length, unwrap
 GENERATION_BATCH = 64
 """Answers that are generated at once."""
 
-PADDED = {"temperature", "top_k", "top_p", "repetition_penalty"}
-"""Settings of the sampling that padding does not change: they look at scores alone, or leave padding out."""
+PADDED = {"temperature", "top_k", "top_p"}
+"""Settings of the sampling that padding does not change: they look at scores alone."""
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
@@ -89,7 +89,8 @@ def answer(
     training, device = network.training, next(network.parameters()).device
     network.eval()
     answers: list[list[str]] = [[] for _ in prompts]
-    alike = bool(set(sampling) - PADDED)
+    # before 5.23 Transformers takes padding for words that were said; a penalty of 1 is none
+    alike = bool({name for name, value in sampling.items() if (name, value) != ("repetition_penalty", 1)} - PADDED)
 
     def together(i: int) -> tuple[int, int]:
         """What prompts of a batch have in common: the room for an answer, and their length where it matters."""

@@ -45,7 +45,7 @@ def made(folder, name, head="lm", label="harmless", **settings):
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(4)
-    tokenizer.init_kwargs.pop("model_input_names")  # which a tokenizer from a GGUF file has not
+    tokenizer.init_kwargs.pop("model_input_names", None)  # which a tokenizer from a GGUF file has not
     export(copy.deepcopy(model), tokenizer, folder, "card", **settings)  # which sets its answers' length
     return model.eval(), tokenizer
 
