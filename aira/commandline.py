@@ -1,37 +1,35 @@
 """What happens between the shell and a run: checks before Hydra starts, resuming, and errors as one message."""
 
+import contextlib
 import functools
 import itertools
-import json
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ValueType
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from aira.config import compose_config, conf_file, flat, notices, parse_override, plain
-from aira.errors import AiraError, Stopped
-from aira.files import check_exists, check_writable, damage, newest_first
+from aira.config import (
+    compose_config,
+    composed_folder,
+    conf_file,
+    notices,
+    parse_override,
+    plain,
+    read_config,
+    recorded,
+)
+from aira.errors import AiraError, Stopped, reason_of
+from aira.files import check_exists, check_writable, damage, newest_first, no_room, read_json, throw_away
+from aira.folders import LOCK, claim, first, identity
 from aira.sweeps import examples
-
-IDENTITY_FREE = ("ckpt_path", "output_dir", "cache_dir", "debug", "method.cache_dir", "callbacks", "logger")
-"""Keys, and groups, on which no weight depends."""
-
-
-def identity(values: dict[str, Any]) -> dict[str, Any]:
-    """The dotted keys of a configuration that say which run it is: two runs that share them compute the same."""
-    return {
-        key: value
-        for key, value in flat(values)
-        if key not in IDENTITY_FREE and key.split(".")[0] not in IDENTITY_FREE and not isinstance(value, dict)
-    }
 
 
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
@@ -63,7 +61,7 @@ def _refused(checkpoint: Path, broken: str) -> AiraError:
 
 
 def find_last(values: dict[str, Any]) -> Path:
-    """The newest whole checkpoint of a run with this configuration below `output_dir`.
+    """The newest whole checkpoint of a run with this configuration, as it is written down, below `output_dir`.
 
     Of several processes that look for it by themselves, only the first reads it. So all come to the same file, or the
     first one ends the run.
@@ -77,8 +75,9 @@ def find_last(values: dict[str, Any]) -> Path:
     files = newest_first(values["output_dir"], "*/*/checkpoints/*.ckpt")
     for checkpoint in (file for file in files if file.stem in ("last", "previous")):
         try:
-            there = identity(plain(OmegaConf.load(run_of(checkpoint) / ".hydra" / "config.yaml")))
-        except (OSError, OmegaConfBaseException):  # written by another version of conf/, so another configuration
+            there = identity(read_config(run_of(checkpoint)))
+        except AiraError as error:
+            print(f"Notice: {checkpoint} is passed over: {error}", file=sys.stderr)
             continue
         differing = [
             f"{key}={there.get(key)} there, {wanted.get(key)} here"
@@ -137,7 +136,8 @@ def check(config_name: str) -> None:
         else:
             trials = [arguments.overrides]
         for overrides in trials:
-            values = plain(compose_config(config_name, overrides))
+            cfg = compose_config(config_name, overrides)
+            values = plain(cfg)
             if not arguments.cfg:
                 for key, path in _paths(values):
                     check_exists(key, path)
@@ -151,8 +151,11 @@ def check(config_name: str) -> None:
         if config_name == "train" and not arguments.cfg:
             _check_one_folder(arguments.overrides)
             values["ckpt_path"] = _begun(arguments.overrides) or values["ckpt_path"]
+        own = None
         if not arguments.multirun and values.get("ckpt_path") and not arguments.cfg:
-            _go_on(values)
+            own = _go_on(values, recorded(cfg))
+        if first() and not arguments.cfg:
+            _claim(config_name, arguments.overrides, recorded(cfg), own, arguments.multirun)
     except AiraError as error:
         fail(error, debug="debug=true" in arguments.overrides)
 
@@ -181,6 +184,18 @@ def _begun(overrides: list[str]) -> str | None:
     return str(last)
 
 
+def _claim(config_name: str, overrides: list[str], values: dict[str, Any], own: Path | None, many: bool) -> None:
+    """Take the folder of the run, or of the trials, and name it on the command line for this process and its own."""
+    key = "hydra.sweep.dir" if many else "hydra.run.dir"
+    given = [text for text in sys.argv[1:] if text.startswith(f"{key}=")]  # where the run goes on, its own by now
+    others = [] if many else [text for text in overrides if not text.startswith(f"{key}=")]
+    folder = Path(composed_folder(config_name, [*others, *given], key))
+    mine = own is not None and own.resolve() == folder.resolve()
+    taken = claim(folder, values, named=bool(given), own=mine, many=many)
+    if not given:
+        sys.argv.append(f"{key}='{taken}'")
+
+
 def _paths(values: dict[str, Any]) -> list[tuple[str, str]]:
     """What a configuration reads from: keys and files, folders or hub ids."""
     data, method = values.get("data", {}), values.get("method", {})
@@ -192,10 +207,15 @@ def _paths(values: dict[str, Any]) -> list[tuple[str, str]]:
     return [(key, path) for key, path in given if path]
 
 
-def _go_on(values: dict[str, Any]) -> None:
-    """Make the command line name the checkpoint file, and the folder of the run that it belongs to."""
+def _go_on(values: dict[str, Any], written: dict[str, Any]) -> Path:
+    """Make the command line name the checkpoint file, and the folder of the run that it belongs to, which is returned.
+
+    Args:
+        values: the configuration.
+        written: the same, as a run writes it down.
+    """
     if values["ckpt_path"] == "last":
-        checkpoint = find_last(values)
+        checkpoint = find_last(written)
     else:
         checkpoint = Path(values["ckpt_path"])
         if not checkpoint.is_file():
@@ -218,16 +238,14 @@ def _go_on(values: dict[str, Any]) -> None:
     sys.argv.append(f"ckpt_path='{checkpoint.resolve()}'")
     if (run / ".hydra").is_dir() and not any(arg.startswith("hydra.run.dir=") for arg in sys.argv):
         sys.argv.append(f"hydra.run.dir='{run}'")
+    return run
 
 
 def _finished(run: Path, trainer: dict[str, Any]) -> int:
     """The steps of a run that has come to its end, or 0."""
-    try:
-        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    except OSError:
-        return 0
+    metrics = read_json(run / "metrics.json") or {}
     limit = ("steps", "max_steps") if trainer["max_steps"] > 0 else ("epochs", "max_epochs")
-    return int(metrics["steps"]) if metrics[limit[0]] >= trainer[limit[1]] else 0
+    return int(metrics.get("steps", 0)) if metrics.get(limit[0], 0) >= trainer[limit[1]] else 0
 
 
 def fail(error: AiraError, debug: bool = False) -> None:
@@ -243,13 +261,12 @@ def readable_errors(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], 
 
     @functools.wraps(run)
     def wrapped(cfg: DictConfig) -> Any:
-        # Hydra's own settings name the folders of this machine, and say nothing on the run that config.yaml does not
-        (Path(HydraConfig.get().runtime.output_dir) / ".hydra" / "hydra.yaml").unlink(missing_ok=True)
         try:
-            return run(cfg)
+            with _told_at_the_end():
+                return run(cfg)
         except AiraError as error:
             folder = Path(HydraConfig.get().runtime.output_dir)
-            if {file.name for file in folder.iterdir()} <= {".hydra"}:  # nothing was begun
+            if first() and {file.name for file in folder.iterdir()} <= {LOCK}:  # nothing was begun
                 shutil.rmtree(folder)
             return fail(error, debug=cfg.debug)
         except KeyboardInterrupt:
@@ -277,7 +294,8 @@ def command(config_name: str) -> Callable[[Callable[[], None]], Callable[[], Non
                     told = sys.modules[run.__module__].__doc__
                     print(f"{told}\n{conf_file(config_name).read_text(encoding='utf-8')}")
                 else:
-                    run()
+                    with _told_at_the_end():
+                        run()
             except AiraError as error:
                 fail(error, debug="debug=true" in sys.argv)
             except Stopped as error:
@@ -291,7 +309,30 @@ def command(config_name: str) -> Callable[[Callable[[], None]], Callable[[], Non
     return decorate
 
 
+@contextlib.contextmanager
+def _told_at_the_end() -> Iterator[None]:
+    """Say it plainly where there is no room to write, and end quietly where nobody reads what is written."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        throw_away(sys.stdout)
+        raise Stopped(signal.SIGPIPE, "Stopped, since nobody reads the output any more.") from error
+    except (AiraError, Stopped):
+        raise
+    except Exception as error:
+        if not no_room(error):
+            raise
+        raise AiraError(
+            f"No space left to write ({reason_of(error)}). What was written before is whole. Make room (old runs and "
+            "cache_dir hold most), and give the same command again; a training run goes on with ckpt_path=last."
+        ) from error
+
+
 def stopped(error: Stopped) -> NoReturn:
     """End as a shell expects it of a command that a signal has ended."""
-    print(f"\n{error}", file=sys.stderr)
+    try:
+        print(f"\n{error}", file=sys.stderr, flush=True)
+    except OSError:  # nobody reads it
+        throw_away(sys.stderr)
     sys.exit(128 + error.signum)

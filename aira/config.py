@@ -5,20 +5,25 @@ entry functions nothing sees an OmegaConf type.
 """
 
 import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf._utils import get_omega_conf_dumper, get_yaml_loader
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from omegaconf.resolvers.oc import env
 
 from aira.bounds import ABOVE_0, ANY, BELOW_1, CHOICES, COUNT, COUNT_OR_0, FACTS, NO_FP16, TEXTS, range_of
 from aira.errors import AiraError, nearest, reason_of
+from aira.files import read_text, write_whole
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -32,6 +37,44 @@ PARTS = ("callbacks", "logger")
 def plain(cfg: Any) -> Any:
     """The configuration, or a part of it, resolved into dicts, lists and scalars."""
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def recorded(cfg: Any) -> dict[str, Any]:
+    """The configuration as it is written down: resolved, but for variables of the environment, which may be secrets."""
+    OmegaConf.register_new_resolver("oc.env", lambda name, *_: f"${name}", replace=True)
+    try:
+        found: dict[str, Any] = plain(cfg)
+        return found
+    finally:
+        OmegaConf.register_new_resolver("oc.env", env, replace=True)
+
+
+def write_config(run: Path, values: dict[str, Any]) -> None:
+    """Write down the configuration of a run, as `recorded` has it."""
+    write_whole(
+        run / ".hydra" / "config.yaml",
+        yaml.dump(values, Dumper=get_omega_conf_dumper(), sort_keys=False, allow_unicode=True),
+    )
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The configuration that a run has written down, as plain data: nothing in it is resolved.
+
+    Raises:
+        AiraError: there is none, or it cannot be read.
+    """
+    file = run / ".hydra" / "config.yaml"
+    text = read_text(file, run)
+    try:
+        if text is None or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("no file, or one with YAML's aliases, which a run does not write")
+        found = yaml.load(text, get_yaml_loader())
+        json.dumps(found)
+        if not isinstance(found, dict):
+            raise ValueError("no keys")
+        return found
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise AiraError(f"{file} is not the configuration of a run: {reason_of(error)}") from error
 
 
 def build(settings: dict[str, Any], **available: Any) -> Any:
@@ -100,6 +143,12 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
         _check_recipe(recipe, values)
     _check_values(values)
     return cfg
+
+
+def composed_folder(config_name: str, overrides: list[str], key: str) -> str:
+    """What Hydra's key of a folder, such as `hydra.run.dir`, comes to."""
+    with initialize_config_dir(str(conf_file(config_name).parent), version_base="1.3"):
+        return str(OmegaConf.select(compose(config_name, overrides, return_hydra_config=True), key))
 
 
 def parse_override(text: str) -> Override:

@@ -12,8 +12,14 @@ class AiraError(Exception):
     """
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What a scheduler sends before it takes a job away, Ctrl-C, and what SLURM sends with `--signal=USR1@<seconds>`."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""What a scheduler sends before it takes a job away, Ctrl-C, what SLURM sends with `--signal=USR1@<seconds>`, and what
+comes from a terminal that is closed."""
+
+
+def taken() -> list[signal.Signals]:
+    """The signals that a command answers: not that of a closed terminal where `nohup` has it ignored."""
+    return [each for each in SIGNALS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
 
 
 class Stopped(Exception):

@@ -12,13 +12,13 @@ from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
 from aira.callbacks.emissions import energy, start_tracker
-from aira.config import build, plain
+from aira.config import build, plain, recorded, write_config
 from aira.environment import environment
 from aira.errors import AiraError
 from aira.evaluation.measure import ROLES, chat, scorer
 from aira.evaluation.results import Line, class_table, compare, published, remember, table
 from aira.evaluation.tasks import SCORER_TASKS, check
-from aira.files import as_json, exports, run_of_export, shown, without_home
+from aira.files import as_json, exports, run_of_export, shown, without_home, write_whole
 from aira.models.backbone import load_config, score_label
 from aira.models.export import model_card
 from aira.reports.page import page
@@ -38,11 +38,14 @@ def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
     Raises:
         AiraError: something that the user can mend; what was scored until then is kept.
     """
-    values = plain(cfg)
+    values, written, by_hydra = plain(cfg), recorded(cfg), run is None
     run = (run or Path(HydraConfig.get().runtime.output_dir)).resolve()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if values["compare"]:
-        return {"compare": _compared(values, run)}
+        compared = {"compare": _compared(values, run)}
+        if by_hydra:
+            write_config(run, written)
+        return compared
     suite = values["eval"]
     where = {key: values["model"][key] for key in ("revision", "trust_remote_code")}
     references = published(suite["published"])
@@ -55,6 +58,8 @@ def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
         work.append((name, path, role, tasks))
 
     lines: list[Line] = []
+    if by_hydra:
+        write_config(run, written)
     for name, path, role, tasks in work:
         started, tracker = time.time(), start_tracker(values["country"])
         folder = run / name
@@ -67,13 +72,13 @@ def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
         results["aira"] = {
             "model": path,
             "role": role,
-            "config": values,
+            "config": written,
             "environment": environment(),
             "seconds": time.time() - started,
             **emissions,
         }
         text = without_home(as_json(results, indent=2, default=str))
-        (folder / "results.json").write_text(f"{text}\n", encoding="utf-8")
+        write_whole(folder / "results.json", f"{text}\n")
         lines += found
         _remembered(path, found, suite["limit"])
     return _told(lines + references, work, values, run)
@@ -87,9 +92,9 @@ def _remembered(path: str, lines: list[Line], limit: int | None) -> None:
     try:
         remember(run, lines, limit)
         made = read_run(run)
-        (run / "report.html").write_text(page([made], made.name), encoding="utf-8")
+        write_whole(run / "report.html", page([made], made.name))
         card = model_card(made.values, made.metrics, made.environment, made.evaluations)
-        (run / "export" / "README.md").write_text(card, encoding="utf-8")
+        write_whole(run / "export" / "README.md", card)
     except OSError as error:
         print(f"Notice: the run's own page does not have these figures, since {run} cannot be written to: {error}.")
 
@@ -152,7 +157,7 @@ def _told(lines: list[Line], work: list[Any], values: dict[str, Any], run: Path)
     averaged = [task for task in tasks if task not in suite["not_averaged"]]
     for form, suffix in (("markdown", "md"), ("latex", "tex")):
         both = [table(lines, tasks, averaged, form), class_table(lines, tasks, form)]
-        (run / f"table.{suffix}").write_text("\n".join(filter(None, both)), encoding="utf-8")
+        write_whole(run / f"table.{suffix}", "\n".join(filter(None, both)))
     figures = {line.name: line.more for line in lines if line.candidate}
     print("", table(lines, tasks, averaged, "plain"), class_table(lines, tasks, "plain"), sep="\n")
     for name, by_task in figures.items():
@@ -190,6 +195,5 @@ def _compared(values: dict[str, Any], run: Path) -> list[dict[str, Any]]:
             f"  {row['task']:24} {100 * row['first']:6.2f} {100 * row['second']:6.2f}  {100 * row['difference']:+6.2f} "
             f"[{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]  {row['rows']} rows: {sure}"
         )
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "compare.json").write_text(as_json(found, indent=2) + "\n", encoding="utf-8")
+    write_whole(run / "compare.json", as_json(found, indent=2) + "\n")
     return found

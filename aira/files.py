@@ -8,13 +8,16 @@ import importlib.util
 import json
 import math
 import os
+import signal
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from aira.errors import AiraError
+from filelock import FileLock, Timeout
+
+from aira.errors import AiraError, reason_of
 
 
 def locate(path: str) -> str:
@@ -50,6 +53,51 @@ def without_home(text: str) -> str:
     return text.replace(str(Path.home()), "~") if Path.home() != Path("/") else text
 
 
+class Output:
+    """A stream of text, such as stdout, on which a reader that is gone raises no error.
+
+    Args:
+        stream: what is written to.
+        unread: called with the signal that says it, SIGPIPE or SIGHUP; all that is written later is thrown away.
+    """
+
+    def __init__(self, stream: Any, unread: Callable[[int], None]) -> None:
+        self.stream, self.unread = stream, unread
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True)  # a pipe that nobody reads is found at the next line
+
+    def write(self, text: str) -> int:
+        """Write, or throw away."""
+        try:
+            self.stream.write(text)
+        except OSError as error:
+            self._lost(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is held back, or throw it away."""
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._lost(error)
+
+    def _lost(self, error: OSError) -> None:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise error
+        throw_away(self.stream)
+        self.unread(signal.SIGPIPE if error.errno == errno.EPIPE else signal.SIGHUP)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def throw_away(stream: Any) -> None:
+    """Let a stream end nowhere, so that what it still holds back raises nothing at the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of writing by which the disk, the quota or the largest size of a file is exhausted."""
 
@@ -57,10 +105,88 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def no_room(error: BaseException | None) -> bool:
     """Whether an error, or one that it comes from, says that there is no room to write."""
     while error is not None:
-        if getattr(error, "errno", None) in NO_ROOM or "No space left" in str(error):
+        told = ("No space left", "File too large", "Disk quota exceeded")  # by libraries that give no number
+        if getattr(error, "errno", None) in NO_ROOM or any(text in str(error) for text in told):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, and its folder, so that it is there as a whole or as it was before, whatever happens.
+
+    A link is replaced, not followed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name[:100]}.{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave a new name on old or no bytes
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def locked(file: Path, what: Path) -> FileLock:
+    """A lock that this process holds on `what`, by a file made for it, until it is released or the process is gone.
+
+    Raises:
+        AiraError: another process holds it.
+    """
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise AiraError(
+            f"Another process writes into {what}. Wait until it has ended, or name another place for this one."
+        ) from error
+    return lock
+
+
+LARGEST = 2**28
+"""Bytes of a file of state that is read; what is larger was not written by a run."""
+
+
+def read_text(file: Path, folder: Path) -> str | None:
+    """The text of a file of state below `folder`; None where there is none, or none that can be read, which is told."""
+    try:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise OSError("it leads out of the folder")
+        if not file.exists():
+            return None
+        if not file.is_file() or file.stat().st_size > LARGEST:
+            raise OSError("it is no file of a size that is read")
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        passed_over(file, error)
+        return None
+
+
+def read_json(file: Path, kind: type = dict, folder: Path | None = None) -> Any:
+    """The content of a file of state, as `kind`; None where there is none, or none that can be read, which is told.
+
+    Args:
+        folder: what it must not lead out of; by default the one that it is in.
+    """
+    text = read_text(file, folder or file.parent)
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+        if not isinstance(found, kind):
+            raise ValueError(f"it holds no {kind.__name__}")
+        return found
+    except (ValueError, RecursionError) as error:
+        passed_over(file, error)
+        return None
+
+
+def passed_over(file: Path, error: Exception) -> None:
+    """Tell that a file is not read, and why."""
+    print(f"Notice: {file} is passed over, since it is damaged or not Aira's: {reason_of(error)}.", file=sys.stderr)
 
 
 def newest_first(folder: str | Path, pattern: str) -> list[Path]:

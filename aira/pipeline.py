@@ -19,6 +19,8 @@ from typing import Any
 from aira.commandline import command
 from aira.config import CONF, compose_config, plain
 from aira.errors import AiraError, nearest
+from aira.files import check_writable, locked, read_json, write_whole
+from aira.folders import LOCK
 from aira.trials import run_process, run_trial
 
 COMMANDS = {
@@ -49,7 +51,7 @@ class Stage:
     @property
     def done(self) -> bool:
         """Whether its result is there."""
-        return self.marker.exists() and json.loads(self.marker.read_text(encoding="utf-8"))["key"] == self.key
+        return bool((read_json(self.marker) or {}).get("key") == self.key)
 
 
 @command("pipeline")
@@ -60,8 +62,12 @@ def main() -> None:
     chain = stages(values, sys.argv[cut + 1 :])
     show(chain, Path(values["output"]))
     if not values["dry_run"]:
-        for stage in chain:
-            run(stage)
+        output = Path(values["output"]).resolve()
+        check_writable("output", str(output))
+        output.mkdir(parents=True, exist_ok=True)
+        with locked(output / LOCK, output):
+            for stage in chain:
+                run(stage)
         print(f"\nDone: {chain[-1].folder}/")
 
 
@@ -147,33 +153,34 @@ def run(stage: Stage) -> None:
         return
     started, begun = time.time(), stage.folder / "stage.json"
     told = json.dumps({"key": stage.key, "overrides": stage.overrides}, indent=2)
-    if stage.folder.exists() and not (
-        begun.exists() and json.loads(begun.read_text(encoding="utf-8"))["key"] == stage.key
-    ):
+    if stage.folder.exists() and not begun.exists():
+        raise AiraError(
+            f"{stage.folder} is there, and was not made by a pipeline. Name another folder: output=<folder>."
+        )
+    if stage.folder.exists() and (read_json(begun) or {}).get("key") != stage.key:
         aside = stage.folder.with_name(".old")
         aside.mkdir(exist_ok=True)
         number = next(n for n in range(1, 10**6) if not (aside / f"{stage.name}-{n}").exists())
         stage.folder.rename(aside / f"{stage.name}-{number}")
     stage.marker.unlink(missing_ok=True)
-    stage.folder.mkdir(parents=True, exist_ok=True)
-    begun.write_text(told, encoding="utf-8")
+    write_whole(begun, told)
     print(f"\n== {stage.name}", flush=True)
     if stage.command == "train":
         fine = run_trial(stage.overrides, stage.folder, str(Path.cwd()), "seconds") is not None
     else:
         where = {
-            "evaluate": f"hydra.run.dir='{stage.folder}'",
-            "rejection_sampling": f"output={stage.folder}",
-            "reports": f"output={stage.folder}/report.html",
+            "evaluate": [f"hydra.run.dir='{stage.folder}'", "overwrite=true"],  # it is this stage's: see stage.json
+            "rejection_sampling": [f"output={stage.folder}"],
+            "reports": [f"output={stage.folder}/report.html"],
         }
-        command = [sys.executable, *COMMANDS[stage.command], *stage.overrides, where[stage.command]]
+        command = [sys.executable, *COMMANDS[stage.command], *stage.overrides, *where[stage.command]]
         fine = run_process(command, str(Path.cwd())) == 0
     if not fine:
         raise AiraError(f"The stage {stage.name} failed; the reason stands above. The same command goes on from there.")
     told = json.dumps(
         {"key": stage.key, "overrides": stage.overrides, "seconds": round(time.time() - started, 1)}, indent=2
     )
-    stage.marker.write_text(told + "\n", encoding="utf-8")
+    write_whole(stage.marker, told + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from aira.config import parse_override, plain
 from aira.errors import AiraError
+from aira.files import read_json, write_whole
 from aira.login import online
 from aira.ranking import blurred_by
 from aira.trials import TRIAL, final, run_trial
@@ -179,12 +180,13 @@ def _check_metric(metric: str, space: Space) -> None:
 
 def _check_same(file: Path, search: dict[str, Any]) -> None:
     """Refuse to mix two searches in one folder."""
-    if file.exists() and (before := json.loads(file.read_text(encoding="utf-8"))) != search:
+    before = read_json(file)
+    if before is not None and before != search:
         differing = [key for key in search if before.get(key) != search[key]]
         raise AiraError(
             f"{file.parent} holds a search with another {' and '.join(differing)}. hydra.run.dir= names a new folder."
         )
-    file.write_text(json.dumps(search, indent=2), encoding="utf-8")
+    write_whole(file, json.dumps(search, indent=2))
 
 
 class _Watch:
@@ -233,7 +235,7 @@ def wandb(
         "command": ["${env}", "python", "${program}", *overrides, *loggers, "${args_no_hyphens}"],
     }
     file = folder / "sweep.yaml"
-    file.write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
+    write_whole(file, yaml.safe_dump(spec, sort_keys=False))
     if online():
         import wandb as client
 
@@ -246,8 +248,9 @@ def trials_of(folder: Path, metric: str) -> list[tuple[str, list[str], float | N
     """The trials in a folder: name, overrides, and the final value of a metric, None where it is not there."""
     found = []
     for file in sorted(folder.glob(f"*/{TRIAL}")):
-        overrides = json.loads(file.read_text(encoding="utf-8"))
-        found.append((file.parent.name, overrides, final(file.parent, metric)))
+        overrides = read_json(file, list)
+        if overrides is not None:
+            found.append((file.parent.name, overrides, final(file.parent, metric)))
     return found
 
 
@@ -283,7 +286,7 @@ def conclude(folder: Path, metric: str, mode: str) -> None:
 
     print(table(folder, metric, mode))
     if any(value is not None for *_, value in trials_of(folder, metric)):
-        (folder / "report.html").write_text(page(find_runs(folder), folder.name), encoding="utf-8")
+        write_whole(folder / "report.html", page(find_runs(folder), folder.name))
         print(f"Report: {folder / 'report.html'}")
 
 

@@ -28,12 +28,12 @@ from aira.callbacks.samples import Samples
 from aira.callbacks.scores import Scores
 from aira.callbacks.signals import Signals
 from aira.callbacks.throughput import Throughput
-from aira.config import build, plain
+from aira.config import build, plain, recorded, write_config
 from aira.data.module import DataModule
 from aira.data.tokenize import tokenizer_content
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
-from aira.files import as_json, shown
+from aira.files import as_json, shown, write_whole
 from aira.models.backbone import context_length, end_tokens, load_config, load_model, load_tokenizer
 from aira.models.export import export, model_card
 from aira.reports.page import page
@@ -61,10 +61,15 @@ def train(cfg: DictConfig, run: Path | None = None) -> dict[str, float]:
         Stopped: by a signal.
     """
     with Signals() as signals:
-        return _train(plain(cfg), (run or Path(HydraConfig.get().runtime.output_dir)).resolve(), signals)
+        by_hydra = run is None
+        run = (run or Path(HydraConfig.get().runtime.output_dir)).resolve()
+        return _train(plain(cfg), recorded(cfg), run, by_hydra, signals)
 
 
-def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, float]:
+def _train(
+    values: dict[str, Any], written: dict[str, Any], run: Path, by_hydra: bool, signals: Signals
+) -> dict[str, float]:
+    """See `train`; `written` is the configuration as it is written down, by a command and not where Python calls."""
     started = time.time()
     run.mkdir(parents=True, exist_ok=True)
     _quiet()
@@ -93,9 +98,11 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
     steps = _steps(values["trainer"], data)
     parts = [part for part in values["callbacks"].values() if part.pop("head", method["head"]) == method["head"]]
     callbacks = [build(part, run=run, tokenizer=tokenizer, started=started) for part in parts]
-    loggers = [build(part, run=run, values=values) for part in values["logger"].values()]
+    loggers = [build(part, run=run, values=written) for part in values["logger"].values()]
     trainer = _trainer(running, data, steps, [*callbacks, signals], loggers, run)
     if trainer.is_global_zero:
+        if by_hydra:
+            write_config(run, written)
         _announce(values, data, model, steps, run)
     with _processes_named(run):
         _meet_again(values["trainer"]["accelerator"])
@@ -131,7 +138,7 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
         module.before_export(model)
         (run / "evaluations.jsonl").unlink(missing_ok=True)  # of an export of fewer steps, which this one replaces
         longest = values["data"]["max_length"] if method["head"] == "score" else None
-        card = model_card(values, metrics, environment())
+        card = model_card(written, metrics, environment())
         export(model, tokenizer, run / "export", card, max_length=longest)
         for logger in loggers:
             if hasattr(logger, "log_export"):
@@ -140,10 +147,11 @@ def _train(values: dict[str, Any], run: Path, signals: Signals) -> dict[str, flo
                 logger.log_export(run)
                 logger.log_summary(metrics)
         known = {"tokenizer": tokenizer_content(tokenizer), "data_key": data.key}  # by which runs can be compared
-        (run / "metrics.json").write_text(as_json(metrics, indent=2) + "\n", encoding="utf-8")
-        (run / "environment.json").write_text(as_json(environment() | known, indent=2) + "\n", encoding="utf-8")
-        if (run / ".hydra").is_dir():  # not where it is called from Python
-            (run / "report.html").write_text(page([read_run(run)], run.name), encoding="utf-8")
+        write_whole(run / "metrics.json", as_json(metrics, indent=2) + "\n")
+        write_whole(run / "environment.json", as_json(environment() | known, indent=2) + "\n")
+        if by_hydra:
+            write_whole(run / "report.html", page([read_run(run)], run.name))
+        signals.idle = "when all was written."
         _summary(values, metrics, callbacks, run)
     trainer.strategy.barrier()
     return metrics

@@ -18,8 +18,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from aira.config import CONF
-from aira.errors import SIGNALS, AiraError, Stopped
-from aira.files import damage
+from aira.errors import AiraError, Stopped, taken
+from aira.files import damage, read_json, write_whole
 
 TRIAL = "trial.json"
 """The file in a trial's folder that says which overrides it is for."""
@@ -46,9 +46,12 @@ def run_trial(
     """
     folder.mkdir(parents=True, exist_ok=True)
     trial = folder / TRIAL
-    if trial.exists() and (before := json.loads(trial.read_text(encoding="utf-8"))) != overrides:
-        raise AiraError(f"{folder} holds a trial with other overrides ({' '.join(before)}). Name another folder.")
-    trial.write_text(json.dumps(overrides), encoding="utf-8")
+    before = read_json(trial, list)
+    if before is not None and before != overrides:
+        raise AiraError(
+            f"{folder} holds a trial with other overrides ({' '.join(map(str, before))}). Name another folder."
+        )
+    write_whole(trial, json.dumps(overrides))
     command = [sys.executable, str(CONF.parent / "train.py"), *overrides, f"hydra.run.dir='{folder}'"]
     for checkpoint in (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous")):
         if checkpoint.exists() and not damage(checkpoint):
@@ -84,7 +87,7 @@ def run_process(command: list[str], cwd: str, hopeless: Callable[[], bool] | Non
     # in a session of its own, so that Ctrl-C reaches it once and not twice
     process = subprocess.Popen(command, cwd=cwd, start_new_session=True, preexec_fn=_end_with_parent)
     main = threading.current_thread() is threading.main_thread()
-    before = {signum: signal.signal(signum, pass_on) for signum in SIGNALS} if main else {}
+    before = {signum: signal.signal(signum, pass_on) for signum in taken()} if main else {}
     status = None
     try:
         while status is None:
@@ -100,16 +103,15 @@ def run_process(command: list[str], cwd: str, hopeless: Callable[[], bool] | Non
             signal.signal(signum, handler)
     if received:
         raise Stopped(received[0], "Stopped. The same command goes on if it names the same folder.")
+    if status == 128 + signal.SIGPIPE:  # who read the output is gone, for this process too
+        raise Stopped(signal.SIGPIPE, "Stopped, since nobody reads the output any more.")
     return status
 
 
 def final(folder: Path, metric: str) -> float | None:
     """The last value of a metric of a finished run; None where the run is not finished, or has no such number."""
-    try:
-        value = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get(metric, math.nan)
-    except OSError:
-        return None
-    return value if math.isfinite(value) else None
+    value = (read_json(folder / "metrics.json") or {}).get(metric)
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def run_trial_of_multirun(metric: str) -> float | None:

@@ -21,7 +21,7 @@ import aira.commandline
 import aira.config
 import aira.training
 from aira.commandline import find_last
-from aira.config import CONF, compose_config, flat, groups, notices, options, parse_override, plain
+from aira.config import CONF, compose_config, flat, groups, notices, options, parse_override, plain, recorded, write_config
 from aira.errors import AiraError
 
 ROOT = CONF.parent
@@ -544,11 +544,13 @@ def test_print_the_configuration(tmp_path):
 @pytest.mark.parametrize(
     "arguments", ["-m seed=1,2", "-m optimizer.lr=interval(0,1)", "-m model=glob(gpt2*)", "--help"]
 )
-def test_checks_let_sweeps_and_help_through(monkeypatch, arguments):
+def test_checks_let_sweeps_and_help_through(monkeypatch, tmp_path, arguments):
     """Catches a check that refuses or fails on what only Hydra's sweepers understand."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments.split(" ")])
+    given = ["train.py", *arguments.split(" ")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", list(given))
     aira.commandline.check("train")
-    assert sys.argv == ["train.py", *arguments.split(" ")]
+    assert sys.argv[: len(given)] == given and len(sys.argv) == len(given) + ("-m" in given)  # hydra.sweep.dir
 
 
 @pytest.mark.parametrize(
@@ -576,9 +578,8 @@ def runs(tmp_path):
 
     def make(*overrides, checkpoint=True):
         run = tmp_path / "outputs" / "2025-01-01" / f"{len(made)}-run"
-        (run / ".hydra").mkdir(parents=True)
+        write_config(run, recorded(compose_config("train", list(overrides))))
         (run / "checkpoints").mkdir()
-        OmegaConf.save(compose_config("train", list(overrides)), run / ".hydra" / "config.yaml")
         file = run / "checkpoints" / "last.ckpt"
         if checkpoint:
             zipfile.ZipFile(file, "w").close()

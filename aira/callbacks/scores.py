@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 
 from aira.data.module import DataModule
 from aira.data.schemas import Message
+from aira.files import write_whole
 
 SHOWN = 60
 """Characters of a text on the console; loggers get it whole."""
@@ -48,11 +49,11 @@ class Scores(pl.Callback):
     def _write(self, module: Any, data: DataModule) -> None:
         """Row of the data's source, branch, class (-1 where there is none) and score of every text."""
         labels = data.validation.labels_of(module.indices)
-        with (self.run / "scores.csv").open("w", encoding="utf-8") as file:
-            file.write("row,branch,label,score\n")
-            for row, classes, scores in zip(module.indices, labels, module.scores, strict=True):
-                for branch, score in enumerate(scores):
-                    file.write(f"{row},{branch},{classes[branch] if len(classes) else -1},{score:.6g}\n")
+        lines = ["row,branch,label,score"]
+        for row, classes, scores in zip(module.indices, labels, module.scores, strict=True):
+            for branch, score in enumerate(scores):
+                lines.append(f"{row},{branch},{classes[branch] if len(classes) else -1},{score:.6g}")
+        write_whole(self.run / "scores.csv", "\n".join([*lines, ""]))
 
     def table(self, module: Any, data: DataModule) -> list[list[Any]]:
         """Rows of sort, score, prompt and text; for wrongly ranked pairs, chosen and rejected follow each other."""

@@ -1,6 +1,7 @@
 """Ending a run when a user or a cluster asks for it, with nothing lost."""
 
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -8,11 +9,14 @@ import pytorch_lightning as pl
 import torch
 
 from aira.callbacks.checkpoint import Checkpoints, validates
-from aira.errors import SIGNALS, Stopped
+from aira.errors import Stopped, taken
+from aira.files import Output
 
 
 class Signals(pl.Callback):
     """Writes a checkpoint after the step that a signal falls into, or after the validation that follows it, and stops.
+
+    So it does where nobody reads the output any more: a pipe's reader has ended (SIGPIPE), a terminal is gone (SIGHUP).
 
     Before training there is nothing to save, and the run stops at once; so it does at a second signal. A signal to any
     of several processes stops all of them at the same step. It comes after all other callbacks.
@@ -25,22 +29,33 @@ class Signals(pl.Callback):
 
     def __enter__(self) -> "Signals":
         """Take the signals."""
-        self.before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        self.before = {signum: signal.getsignal(signum) for signum in taken()}
         self._install()
+        self.streams = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = (Output(stream, self._unread) for stream in self.streams)
         return self
 
     def __exit__(self, *_: Any) -> None:
         """Give them back, for whoever called from Python."""
         self._install(self.before)
+        sys.stdout, sys.stderr = self.streams
 
     def _install(self, handlers: dict[signal.Signals, Any] | None = None) -> None:
         if threading.current_thread() is threading.main_thread():
-            for signum in SIGNALS:
+            for signum in self.before:
                 signal.signal(signum, handlers[signum] if handlers else self._receive)
 
+    def _unread(self, signum: int) -> None:
+        """A reader of the output is gone: as if this signal had come, once."""
+        if threading.current_thread() is not threading.main_thread():
+            self.received = self.received or signum
+        elif not self.received:
+            self._receive(signum, None)
+
     def _receive(self, signum: int, frame: Any) -> None:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        for each in self.before:
+            # both the terminal and the shell tell of its end
+            signal.signal(each, signal.SIG_IGN if signum == each == signal.SIGHUP else signal.SIG_DFL)
         self.received, name = signum, signal.Signals(signum).name
         if not self.training:
             raise Stopped(signum, f"Stopped by {name} {self.idle}")

@@ -17,7 +17,7 @@ from aira.chat.load import load
 from aira.commandline import command
 from aira.config import compose_config, plain
 from aira.errors import AiraError
-from aira.files import as_json, check_exists
+from aira.files import as_json, check_exists, locked
 
 COMMANDS = "/why /reset /lang en|pt /quit"
 
@@ -32,6 +32,8 @@ def main() -> None:
         values["prompt"] = asked[-1].removeprefix("prompt=")
     _check(values)
     rows = list(_rows(Path(values["input"]))) if values["input"] else []
+    if values["input"]:
+        _kept(Path(values["output"]), rows)  # before anything is loaded
     chat = load(values)
     if values["prompt"] is not None:
         reply = chat.reply(values["prompt"], seed=values["seed"])
@@ -45,6 +47,8 @@ def main() -> None:
 def _check(values: dict[str, Any]) -> None:
     if bool(values["input"]) != bool(values["output"]):
         raise AiraError("input= and output= belong together: a file to read, and one to write.")
+    if values["input"] and Path(values["input"]).resolve() == Path(values["output"]).resolve():
+        raise AiraError(f"output={values['output']} is the input itself. Name another file.")
     if values["input"] and values["prompt"] is not None:
         raise AiraError("prompt= answers one message and input= a file: give one of them.")
     if "--json" in sys.argv and values["prompt"] is None:
@@ -69,20 +73,46 @@ def _rows(file: Path) -> Iterator[list[dict[str, str]]]:
         yield messages
 
 
+START = b'{"messages": ['
+"""How a row of answers begins."""
+
+
+def _kept(output: Path, rows: list[list[dict[str, str]]]) -> list[bytes]:
+    """The rows of answers that are there already; nothing else is ever cut off but a row that was begun.
+
+    Raises:
+        AiraError: it is a folder, or holds something else, or answers to other conversations.
+    """
+    if not output.exists():
+        return []
+    if not output.is_file():
+        raise AiraError(f"output={output} is no file. Name one: output=<file>.jsonl.")
+    *lines, cut = output.read_bytes().split(b"\n")  # a last part was cut off
+    if not (cut.startswith(START) or START.startswith(cut)):
+        raise AiraError(f"output={output} is there, and holds no answers of this command. Name another file.")
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            messages, there = row["messages"], row["text"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            messages, there = None, None
+        if there is None:
+            raise AiraError(f"output={output}, row {number}: this is no answer of this command. Name another file.")
+        if messages != (rows[number - 1] if number <= len(rows) else messages):
+            raise AiraError(f"{output}, row {number}: it answers another conversation. Name another output=.")
+    return lines
+
+
 def answer_file(chat: Any, rows: list[list[dict[str, str]]], output: Path, seed: int) -> None:
     """Answer conversations into a JSON Lines file, a row each; rows that are there are not answered again.
 
     Raises:
-        AiraError: the file holds answers to other conversations.
+        AiraError: the file holds answers to other conversations, or something else, or another process writes it.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    there = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
-    lines = there.split("\n")[:-1]  # a last part was cut off
-    for number, (line, messages) in enumerate(zip(lines, rows), start=1):
-        if json.loads(line)["messages"] != messages:
-            raise AiraError(f"{output}, row {number}: it answers another conversation. Name another output=.")
-    with output.open("a", encoding="utf-8") as file:
-        file.truncate(sum(len(line.encode()) + 1 for line in lines))
+    with locked(output.with_name(f".{output.name}.lock"), output), output.open("a", encoding="utf-8") as file:
+        lines = _kept(output, rows)
+        file.truncate(sum(len(line) + 1 for line in lines))
         for i in tqdm(range(len(lines), len(rows)), initial=len(lines), total=len(rows), desc="Answers"):
             *history, last = rows[i]
             try:

@@ -24,7 +24,7 @@ from aira.config import compose_config, plain
 from aira.data.schemas import BadRow, text
 from aira.data.sources import read
 from aira.errors import AiraError
-from aira.files import as_json, without_home
+from aira.files import as_json, read_json, without_home, write_whole
 
 FREE = ("output", "output_dir", "cache_dir", "device", "tokens_per_row", "debug", "min_margin")
 """Keys on which the answers do not depend, but for the type of the device that `auto` stands for."""
@@ -96,7 +96,7 @@ def sample(chat: Any, prompts: list[str], values: dict[str, Any]) -> None:
         for several in found:
             chat.choose(several)
         rows = [{"prompt": text, "candidates": [asdict(c) for c in several]} for text, several in zip(some, found)]
-        _write(parts[i], "".join(as_json(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        write_whole(parts[i], "".join(as_json(row, ensure_ascii=False) + "\n" for row in rows))
     if all(part.exists() for part in parts):  # whoever is last; two at once would write the same
         rows = [row for part in parts for row in _read(part)]
         _tables(rows, output, values["min_margin"])
@@ -126,16 +126,29 @@ def settings_of(chat: Any, asked: list[str], values: dict[str, Any]) -> dict[str
     return found
 
 
+OWN = ("settings.json", "stage.json", "parts", "best", "pairs")
+"""What stands in the folder of a sampling."""
+
+
 def _same_settings(output: Path, settings: dict[str, Any]) -> None:
     file = output / "settings.json"
-    if file.exists():
-        there = json.loads(file.read_text(encoding="utf-8"))
+    if output.exists() and not output.is_dir():
+        raise AiraError(f"output={output} is a file. Name a folder.")
+    there = read_json(file)
+    if there is None and output.exists() and any(output.iterdir()):
+        others = [one.name for one in output.iterdir() if one.name not in OWN and not one.name.startswith(".")]
+        if others or (output / "parts").exists():
+            raise AiraError(
+                f"output={output} holds {', '.join(sorted(others)[:3]) or 'parts'}, and no settings.json of a sampling "
+                "that could be read. Name another folder."
+            )
+    if there is not None:
         differing = [key for key, value in settings.items() if there.get(key) != value]
         if set(differing) - set(NAMES):
             told = "; ".join(f"{key}={there.get(key)} there, {settings[key]} here" for key in differing)
             raise AiraError(f"output={output} holds answers of another sampling ({told}). Name another folder.")
     else:
-        _write(file, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
+        write_whole(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def _read(part: Path) -> list[dict[str, Any]]:
@@ -149,14 +162,6 @@ def _read(part: Path) -> list[dict[str, Any]]:
         if not all(one["reward"] is not None and math.isfinite(one["reward"]) for one in row["candidates"]):
             raise AiraError(f"{part}, row {number}: a reward is no number. Delete the file: the same command makes it.")
     return rows
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write a file so that it is there as a whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(file)
 
 
 def _tables(rows: list[dict[str, Any]], output: Path, min_margin: float) -> None:
@@ -177,7 +182,7 @@ def _tables(rows: list[dict[str, Any]], output: Path, min_margin: float) -> None
     for name, table in (("best", best), ("pairs", pairs)):
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(table).replace_schema_metadata(provenance), sink)
-        _write(output / name / "train.parquet", sink.getvalue().to_pybytes())
+        write_whole(output / name / "train.parquet", sink.getvalue().to_pybytes())
     answers = [one["reward"] for row in rows for one in row["candidates"]]
     mean = sum(answers) / len(answers)
     mean_best = sum(row["reward"] for row in best) / max(1, len(best))

@@ -11,7 +11,7 @@ import numpy as np
 
 from aira.errors import AiraError, nearest
 from aira.evaluation.statistics import interval
-from aira.files import as_json
+from aira.files import as_json, write_whole
 
 PUBLISHED = Path(__file__).parent / "published"
 COLUMNS = {
@@ -188,7 +188,7 @@ def write_rows(folder: Path, task: str, rows: dict[str, list[Any]]) -> None:
         rows: columns, with `row` (which it is) and `value` (its figure) among them.
     """
     lines = (as_json(dict(zip(rows, values, strict=True))) for values in zip(*rows.values(), strict=True))
-    (folder / f"{task}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_whole(folder / f"{task}.jsonl", "".join(line + "\n" for line in lines))
 
 
 def compare(folders: Sequence[str], seed: int) -> list[dict[str, Any]]:

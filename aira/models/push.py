@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 from aira.commandline import command
 from aira.config import compose_config, plain
 from aira.errors import AiraError, reason_of
-from aira.files import run_of_export
+from aira.files import run_of_export, write_whole
 
 
 @command("push")
@@ -43,8 +43,18 @@ def push(run: str, repo: str, *, private: bool, send: bool) -> None:
     from aira.reports.runs import read_run
 
     made, export = read_run(folder), folder / "export"
-    card = model_card(made.values, made.metrics, made.environment, made.evaluations)
-    (export / "README.md").write_text(card, encoding="utf-8")
+    for file in export.rglob("*"):
+        if not file.resolve().is_relative_to(export.resolve()):
+            raise AiraError(
+                f"{file} leads out of the export, and is not sent: put the file itself there, or remove it."
+            )
+    try:
+        card = model_card(made.values, made.metrics, made.environment, made.evaluations)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise AiraError(
+            f"{folder}/.hydra/config.yaml is not the configuration of a training run ({error!r})."
+        ) from error
+    write_whole(export / "README.md", card)
     files = sorted(file for file in export.rglob("*") if file.is_file())
     print(
         f"{ModelCard(card).content}\n\nTo https://huggingface.co/{repo}" + (", private if it is new:" * private or ":")

@@ -5,6 +5,11 @@ from pathlib import Path
 
 from aira.commandline import command
 from aira.config import compose_config, plain
+from aira.errors import AiraError
+from aira.files import write_whole
+
+OURS = b'<meta name="generator" content="Aira">'
+"""What stands in the head of a page that this command has written."""
 
 
 @command("reports")
@@ -12,14 +17,17 @@ def main() -> None:
     """Compose conf/reports.yaml with the command line, and write what it asks for."""
     values = plain(compose_config("reports", sys.argv[1:]))
     folders = [values["runs"]] if isinstance(values["runs"], str) else values["runs"]
+    output = Path(values["output"] or Path(folders[0]) / "report.html")
+    if output.is_dir():
+        raise AiraError(f"output={output} is a folder. Name a file: output={output / 'report.html'}.")
+    if values["output"] and output.exists() and OURS not in output.read_bytes()[:1000]:
+        raise AiraError(f"output={output} is there, and is no page of Aira's. Name another file.")
     from aira.reports.page import page  # matplotlib is imported only once the command line is known to be right
     from aira.reports.runs import find_runs
 
     runs = [run for folder in folders for run in find_runs(Path(folder))]
     title = values["title"] or Path(folders[0]).resolve().name
-    output = Path(values["output"] or Path(folders[0]) / "report.html")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page(runs, title), encoding="utf-8")
+    write_whole(output, page(runs, title))
     print(output)
     if values["wandb"]:
         from aira.reports.wandb import report

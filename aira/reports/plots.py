@@ -22,6 +22,7 @@ VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)"} | {
 }
 STYLE: Any = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name may have a $
     "svg.hashsalt": "aira",  # the same plot has the same text
     "font.family": "sans-serif",
     "font.size": 10,

@@ -1,19 +1,23 @@
-"""What finished and unfinished runs left behind, read back from their folders."""
+"""What finished and unfinished runs left behind, read back from their folders.
 
-import contextlib
+A folder may be a stranger's: what stands in it is data. Nothing is resolved or followed out of it, and a file or a line
+that a run would not have written is passed over.
+"""
+
 import csv
 import json
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
-from aira.config import flat
+from aira.config import flat, read_config
 from aira.errors import AiraError
+from aira.files import passed_over, read_json, read_text
 from aira.trials import TRIAL
 
 Curve = tuple[list[int], list[float]]
@@ -56,75 +60,120 @@ def find_runs(path: Path) -> list[Run]:
     if not path.is_dir():
         raise AiraError(f"runs={path}: there is no such folder.")
     found = {file.parent.parent for file in path.rglob(".hydra/config.yaml") if ".old" not in file.parts}
-    folders = sorted(folder for folder in found if _is_run(folder))
-    if not folders:
+    runs = []
+    for folder in sorted(found):
+        try:
+            wrote = any((folder / name).exists() for name in ("metrics.json", "logs", "checkpoints"))
+            if wrote and "method" in read_config(folder):  # an evaluation has none
+                runs.append(read_run(folder))
+        except AiraError as error:
+            print(f"Notice: {folder} is passed over: {error}", file=sys.stderr)
+    if not runs:
         raise AiraError(f"runs={path}: no training run has written anything there.")
-    return [read_run(folder) for folder in folders]
+    return runs
 
 
-def _is_run(folder: Path) -> bool:
-    wrote = any((folder / name).exists() for name in ("metrics.json", "logs", "checkpoints"))
-    return wrote and "method" in OmegaConf.load(folder / ".hydra" / "config.yaml")  # an evaluation has none
+NEEDED = {"model": "path role", "method": "name head label monitor mode summary", "data": "path max_length"} | {
+    "language": "code questions",
+    "optimizer": "",
+    "schedule": "",
+    "trainer": "",
+}
+"""Groups of a configuration, and their keys, that are read back; each group has a name, or a code."""
 
 
 def read_run(folder: Path) -> Run:
-    """Read one run's folder."""
-    cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
-    trial = folder / TRIAL
+    """Read one run's folder.
+
+    Raises:
+        AiraError: it has no configuration of a training run.
+    """
+    values = read_config(folder)
+    for group, keys in NEEDED.items():
+        there = values.get(group)
+        missing = [key for key in keys.split() if not isinstance(there, dict) or key not in there]
+        if not isinstance(there, dict) or missing:
+            raise AiraError(f"{folder}/.hydra/config.yaml is not the configuration of a training run: see {group}.")
     return Run(
         name=folder.name,
         folder=folder,
-        values=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
-        metrics=_json(folder / "metrics.json") or {},
-        environment=_json(folder / "environment.json") or {},
-        curves=_curves(sorted(folder.glob("logs/version_*/metrics.csv"), key=_version)),
-        samples=_lines(folder / "samples.jsonl", ("step", "question")),
+        values=values,
+        metrics=_numbers(read_json(folder / "metrics.json") or {}),
+        environment=read_json(folder / "environment.json") or {},
+        curves=_curves(sorted(folder.glob("logs/version_*/metrics.csv"), key=_version), folder),
+        samples=_lines(folder / "samples.jsonl", {"step": int, "question": str, "answer": str}, ("step", "question")),
         scores=_scores(folder / "scores.csv"),
-        evaluations=_lines(folder / "evaluations.jsonl", ("task", "name")),
-        trial=_json(trial),
+        evaluations=_lines(
+            folder / "evaluations.jsonl",
+            {"task": str, "name": str, "candidate": bool, "value": float, "shown": str, "lower": bool},
+            ("task", "name"),
+        ),
+        trial=_texts(read_json(folder / TRIAL, list)),
     )
 
 
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+def _numbers(found: dict[str, Any]) -> dict[str, float]:
+    """The entries that are numbers of a size that can be shown."""
+    fine = {key: value for key, value in found.items() if isinstance(value, (int, float))}
+    return {key: value for key, value in fine.items() if isinstance(value, float) or abs(value) < 2**63}
 
 
-def _lines(file: Path, key: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Rows of a file; of those that were written twice, the later ones. A line that a full disk cut off is none."""
-    if not file.exists():
-        return []
-    rows = []
-    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return list({tuple(row[name] for name in key): row for row in rows}.values())
+def _texts(found: list[Any] | None) -> list[str] | None:
+    return None if found is None else [text for text in found if isinstance(text, str)]
+
+
+def _lines(file: Path, types: dict[str, type], key: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Rows of a file; of those that were written twice, the later ones.
+
+    A line is passed over that a full disk or a kill cut off, or whose entries are not of these types.
+    """
+    rows = {}
+    for line in (read_text(file, file.parent) or "").split("\n"):
+        try:
+            row = json.loads(line)
+            if all(type(row[name]) is kind or (kind, type(row[name])) == (float, int) for name, kind in types.items()):
+                rows[tuple(row[name] for name in key)] = row
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+    return list(rows.values())
 
 
 def _version(file: Path) -> int:
-    return int(file.parent.name.removeprefix("version_"))
+    number = file.parent.name.removeprefix("version_")
+    return int(number) if number.isdecimal() else -1
 
 
-def _curves(logs: Iterable[Path]) -> dict[str, Curve]:
+def _curves(logs: Iterable[Path], folder: Path) -> dict[str, Curve]:
     """Every logged metric over steps; where a run was gone on with, later logs take the place of earlier ones."""
     found: dict[str, dict[int, float]] = {}
     for log in logs:
-        with log.open(encoding="utf-8", newline="") as stream:
-            for row in csv.DictReader(stream):
-                for name, value in row.items():
-                    if "/" in name and value and math.isfinite(float(value)):
+        for row in csv.DictReader((read_text(log, folder) or "").splitlines()):
+            for name, value in row.items():
+                try:
+                    if "/" in (name or "") and value and math.isfinite(float(value)):
                         found.setdefault(name, {})[int(row["step"])] = float(value)
+                except (ValueError, KeyError, TypeError):  # a line that was cut off
+                    continue
     return {name: tuple(map(list, zip(*sorted(points.items())))) for name, points in found.items()}  # type: ignore[misc]
 
 
 def _scores(file: Path) -> np.ndarray:
-    return np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2) if file.exists() else np.empty((0, 4))
+    text = read_text(file, file.parent)
+    try:
+        found = np.loadtxt((text or "").splitlines(), delimiter=",", skiprows=1, ndmin=2) if text else np.empty((0, 4))
+        if found.size and (found.shape[1] != 4 or not np.isfinite(found).all()):
+            raise ValueError("it holds no four numbers a line")
+        return found.reshape(-1, 4)
+    except ValueError as error:
+        passed_over(file, error)
+        return np.empty((0, 4))
 
 
 def differing(runs: list[Run]) -> dict[str, list[Any]]:
     """The keys whose values are not the same in all runs, with the value of each run."""
     tables = [{key: value for key, value in flat(run.values) if not isinstance(value, dict)} for run in runs]
     keys = dict.fromkeys(key for table in tables for key in table)
-    free = ("output_dir", "ckpt_path", "cache_dir", "debug", "sweep")
+    free = ("output_dir", "ckpt_path", "cache_dir", "debug", "sweep", "overwrite")
     return {
         key: [table.get(key) for table in tables]
         for key in keys

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aira.errors import AiraError
+from aira.files import read_json, write_whole
 from aira.login import online
 from aira.reports.page import CURVES, evaluations, number
 from aira.reports.runs import Run
@@ -30,6 +31,10 @@ def report(runs: list[Run], title: str, project: str, entity: str | None, file: 
     except ImportError as error:
         raise AiraError("wandb=true needs wandb-workspaces: pip install -e '.[reports]'.") from error
     logged_in = online()
+    if not logged_in and file.exists() and "blocks" not in (read_json(file) or {}):
+        raise AiraError(
+            f"{file} is there, and no report of Weights & Biases. Name another page: output=<folder>/<name>.html."
+        )
     if not logged_in:
         entity = ""  # with a name, the library would ask the server for the project
     elif entity is None:
@@ -63,7 +68,7 @@ def report(runs: list[Run], title: str, project: str, entity: str | None, file: 
     if logged_in:
         made.save()
         return str(made.url)
-    file.write_text(made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2), encoding="utf-8")
+    write_whole(file, made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2))
     return str(file)
 
 

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from aira.chat.__main__ import main
+from aira.chat.__main__ import answer_file, main
+from aira.errors import AiraError
+from aira.files import locked
 from tests.end_to_end.command import ENVIRONMENT, ROOT
 
 SHORT = ["max_new_tokens=8", "temperature=1.0"]
@@ -83,3 +85,51 @@ def test_errors(exports, tmp_path, monkeypatch, capsys, arguments, message):
     with pytest.raises(SystemExit) as ended:
         command(monkeypatch, *given)
     assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+ROW = {"messages": [{"role": "user", "content": "Hi"}], "text": "Hello", "candidates": []}
+
+
+@pytest.mark.parametrize(
+    "there, told",
+    [
+        ('{"mine": 1}', "holds no answers"),
+        ("no end of line", "holds no answers"),
+        ('{"mine": 1}\n', "is no answer"),
+        ("a,b\n1,2\n", "is no answer"),
+        ('[{"messages": []}]\n', "is no answer"),
+        (json.dumps({"messages": ROW["messages"]}) + "\n", "is no answer"),  # data to train on
+        (json.dumps(ROW).replace("Hi", "Ho") + "\n", "answers another conversation"),
+        (json.dumps(ROW) + "\n{}", "holds no answers"),
+        ("\0\xff" * 9, "holds no answers"),
+        (None, "is no file"),
+    ],
+)
+def test_a_file_that_is_there_is_kept(tmp_path, monkeypatch, capsys, there, told):
+    """Catches a user's file that is cut off or added to. No model is read before."""
+    (tmp_path / "in.jsonl").write_text('{"prompt": "Hi"}\n')
+    output = tmp_path / "out"
+    output.mkdir() if there is None else output.write_text(there)
+    with pytest.raises(SystemExit):
+        command(monkeypatch, f"input={tmp_path}/in.jsonl", f"output={output}", f"output_dir={tmp_path}/none")
+    assert told in capsys.readouterr().err
+    assert there is None or output.read_text() == there
+
+
+def test_the_input_is_not_the_output(tmp_path, monkeypatch, capsys):
+    """Catches questions that are written over by their answers, also by another name."""
+    (tmp_path / "in.jsonl").write_text('{"prompt": "Hi"}\n')
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "in.jsonl")
+    for output in ("in.jsonl", "link.jsonl", "x/../in.jsonl"):
+        with pytest.raises(SystemExit):
+            command(monkeypatch, f"input={tmp_path}/in.jsonl", f"output={tmp_path}/{output}")
+        assert "is the input itself" in capsys.readouterr().err
+
+
+def test_two_chats_write_one_file(tmp_path):
+    """Catches answers of two processes in one file."""
+    held = locked(tmp_path / ".out.jsonl.lock", tmp_path)
+    with pytest.raises(AiraError, match="Another process writes into"):
+        answer_file(None, [], tmp_path / "out.jsonl", 0)
+    held.release()
+    answer_file(None, [], tmp_path / "out.jsonl", 0)

@@ -41,7 +41,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGUSR1"))]
+    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGUSR1", "SIGHUP"))]
 )
 def test_a_signal_saves_and_stops(undisturbed, tmp_path, name):
     """Catches steps that a signal loses, a status that a scheduler does not know, and another end after going on."""

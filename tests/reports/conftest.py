@@ -4,9 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
-from aira.config import compose_config
+from aira.config import compose_config, recorded, write_config
 
 
 @pytest.fixture
@@ -15,8 +14,7 @@ def make(tmp_path):
 
     def made(name, *overrides, loss=1.0, scores=(), answers=(), trial=None, finished=True):
         folder = tmp_path / "runs" / name
-        (folder / ".hydra").mkdir(parents=True)
-        OmegaConf.save(compose_config("train", list(overrides)), folder / ".hydra" / "config.yaml")
+        write_config(folder, recorded(compose_config("train", list(overrides))))
         logs = folder / "logs" / "version_0"
         logs.mkdir(parents=True)
         lines = [f"{step},{loss + 1 / (step + 1)},{'' if step % 2 else loss}" for step in range(6)]

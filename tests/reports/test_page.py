@@ -188,3 +188,89 @@ def test_no_runs(tmp_path):
         find_runs(tmp_path)
     with pytest.raises(AiraError, match="no such folder"):
         find_runs(tmp_path / "nowhere")
+
+
+STRANGE = {
+    ".hydra/config.yaml": "method: [1]",
+    "metrics.json": '{"val/loss": "<b>", "x": NaN, "y": 1' + "0" * 500 + ', "val/perplexity": Infinity, "z": {}}',
+    "environment.json": '["<script>"]',
+    "logs/version_x/metrics.csv": "step,train/loss\n1,2\nx,y\n3",
+    "samples.jsonl": '{"step": 1}\n{"step": "<script>", "question": 1, "answer": 2}\n[]\nnull\n{"st',
+    "scores.csv": "row,branch,label,score\n1,2\n3,4,5,nan\n",
+    "evaluations.jsonl": '{"task": "t", "name": [], "candidate": true}\n7\n',
+    "trial.json": '{"a": 1}',
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.parametrize("how", ["damaged", "link", "deep", "binary", "folder"])
+def test_a_strangers_file(make, tmp_path, capsys, name, how):
+    """Catches a traceback where a file of a run is cut, of another kind, deep, or leads out of the folder."""
+    good, run = make("good"), make("strange", answers=[(1, "Q", "A")])
+    file, secret = run / name, tmp_path / "secret"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    secret.write_text("step,question,answer,planted-secret\n1,2,3,4\n")
+    if how == "damaged":
+        file.write_text(STRANGE[name])
+    elif how == "link":
+        file.symlink_to(secret)
+    elif how == "deep":
+        file.write_text("[" * 50_000)
+    elif how == "binary":
+        file.write_bytes(bytes(range(256)))
+    else:
+        file.mkdir()
+    runs = find_runs(tmp_path / "runs")
+    assert [run.name for run in runs] == ["good", "strange"][: 1 + (name != ".hydra/config.yaml")]
+    assert "planted-secret" not in str(runs)
+    told = name in ("metrics.json", "environment.json", "trial.json", "scores.csv", ".hydra/config.yaml")
+    if told and (name, how) != ("metrics.json", "damaged"):
+        assert name in capsys.readouterr().err
+    assert good.is_dir()
+
+
+def test_a_page_of_strange_files(make, tmp_path):
+    """Catches a traceback, and markup that runs, where nearly nothing of a run can be read."""
+    run = make("strange")
+    for name, text in STRANGE.items():
+        if name != ".hydra/config.yaml":
+            (run / name).parent.mkdir(parents=True, exist_ok=True)
+            (run / name).write_text(text)
+    assert not Reader(page(find_runs(tmp_path / "runs"), "Runs")).dangerous
+
+
+def test_a_strangers_names(make, tmp_path, monkeypatch):
+    """Catches a variable of the environment, markup and mathematics in the values and names of a stranger's run."""
+    monkeypatch.setenv("PLANTED_TOKEN", "hf_planted")
+    evil = "<img src=x onerror=alert(1)>$\\frac{"
+    run = make(f"run {evil.replace('/', '')}", answers=[(1, evil, evil)], scores=TEXTS)
+    file = run / ".hydra" / "config.yaml"
+    text = file.read_text().replace("path: pkg://aira.data", "path: ${oc.env:PLANTED_TOKEN}/pkg://aira.data")
+    assert "PLANTED_TOKEN" in text
+    file.write_text(text.replace("name: sft", f"name: '{evil}'"))
+    (run / "environment.json").write_text(json.dumps({evil: evil}))
+    row = {"task": evil, "name": evil, "candidate": False, "value": 1, "shown": evil, "percent": True, "lower": False}
+    (run / "evaluations.jsonl").write_text(json.dumps(row) + "\n")
+    made = page(find_runs(tmp_path / "runs"), evil)
+    assert "hf_planted" not in made and "${oc.env:PLANTED_TOKEN}" in made and not Reader(made).dangerous
+
+
+@pytest.mark.parametrize(
+    "output, told",
+    [("keep.txt", "is no page of Aira's"), ("metrics.json", "is no page of Aira's"), ("folder", "is a folder")],
+)
+def test_what_is_no_page_is_not_overwritten(make, tmp_path, monkeypatch, capsys, output, told):
+    """Catches a file of the user's, or of the run's, that a page replaces."""
+    run = make("run")
+    (run / "folder").mkdir()
+    (run / "keep.txt").write_text("mine")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    monkeypatch.setattr(sys, "argv", ["reports", f"runs={run}", f"output={run / output}"])
+    with pytest.raises(SystemExit):
+        main()
+    assert told in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    monkeypatch.setattr(sys, "argv", ["reports", f"runs={run}", f"output={run / 'new.html'}"])
+    main()
+    main()  # its own page is written anew

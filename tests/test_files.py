@@ -1,0 +1,129 @@
+"""Files of state are there as a whole or as they were before, and a damaged one ends nothing."""
+
+import errno
+import json
+import os
+import resource
+import signal
+import threading
+
+import pytest
+from omegaconf import OmegaConf
+
+from aira.config import plain, read_config, recorded, write_config
+from aira.errors import AiraError
+from aira.files import Output, locked, no_room, read_json, write_whole
+
+
+@pytest.mark.parametrize("content", ["long" * 50_000, b"long" * 50_000])
+def test_write_whole(tmp_path, content):
+    """Catches a file that is cut short where there is no room, and a link that is followed out of the folder."""
+    outside, file = tmp_path / "outside.txt", tmp_path / "new" / "state.json"
+    outside.write_text("theirs")
+    write_whole(file, "before")
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            write_whole(file, content)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.errno == errno.EFBIG and no_room(raised.value)
+    assert file.read_text() == "before" and os.listdir(file.parent) == ["state.json"]
+    file.unlink()
+    file.symlink_to(outside)
+    write_whole(file, content)
+    assert outside.read_text() == "theirs" and file.stat().st_size == 200_000 and not file.is_symlink()
+
+
+@pytest.mark.parametrize(
+    "content", ['{"a": 1', "", "[1]", "null", '"text"', "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\0\xff", None]
+)
+def test_a_damaged_file_is_passed_over_by_name(tmp_path, capsys, content):
+    """Catches a traceback where a file of state is cut, deep, huge or of another kind; None stands for a folder."""
+    file = tmp_path / "metrics.json"
+    file.mkdir() if content is None else file.write_text(content)
+    assert read_json(file) is None and str(file) in capsys.readouterr().err
+    assert read_json(tmp_path / "missing.json") is None and not capsys.readouterr().err
+
+
+def test_nothing_leads_out_of_a_folder(tmp_path, capsys):
+    """Catches a link in a stranger's folder that is followed."""
+    (tmp_path / "secret.json").write_text('{"token": 1}')
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.json").symlink_to(tmp_path / "secret.json")
+    assert read_json(tmp_path / "run" / "metrics.json") is None and "leads out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [1", "- 1", "", "a: &x [1]\nb: [*x, *x]", "a: 2020-01-01T00:00:00Z: 1: x", "[" * 5000, None]
+)
+def test_a_damaged_configuration(tmp_path, text):
+    """Catches a traceback, and aliases of YAML, by which a few lines become more than memory holds."""
+    (tmp_path / ".hydra").mkdir()
+    if text is not None:
+        (tmp_path / ".hydra" / "config.yaml").write_text(text)
+    with pytest.raises(AiraError, match=r"config\.yaml is not the configuration of a run"):
+        read_config(tmp_path)
+
+
+def test_a_configuration_is_data(tmp_path, monkeypatch):
+    """Catches a variable of the environment that is read for a stranger, or written down for oneself."""
+    monkeypatch.setenv("PLANTED_TOKEN", "hf_planted")
+    there = "data: {path: '${oc.env:PLANTED_TOKEN}'}\nx: ${oc.select:data.path}\n"
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text(there)
+    assert read_config(tmp_path) == {"data": {"path": "${oc.env:PLANTED_TOKEN}"}, "x": "${oc.select:data.path}"}
+    own = OmegaConf.create({"a": "${oc.env:PLANTED_TOKEN}", "b": "${a}/x", "c": 1e-5, "d": ["on", "1e-5", None, "é"]})
+    write_config(tmp_path, recorded(own))
+    assert read_config(tmp_path) == recorded(own)
+    assert recorded(own) == {"a": "$PLANTED_TOKEN", "b": "$PLANTED_TOKEN/x", "c": 1e-5, "d": ["on", "1e-5", None, "é"]}
+    assert plain(own)["b"] == "hf_planted/x"  # the resolver is as it was
+
+
+def test_a_lock_has_one_owner(tmp_path):
+    """Catches two that write into one place; and a lock that stays."""
+    first = locked(tmp_path / ".lock", tmp_path)
+    with pytest.raises(AiraError, match="Another process writes into"):
+        locked(tmp_path / ".lock", tmp_path)
+    first.release()
+    locked(tmp_path / ".lock", tmp_path).release()
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_a_reader_that_is_gone(in_thread):
+    """Catches an error where a pipe is closed, and a signal that is told for each line."""
+    read, write = os.pipe()
+    os.close(read)
+    told = []
+    stream = Output(os.fdopen(write, "w"), told.append)
+
+    def work():
+        for _ in range(3):
+            print(json.dumps({"x": 1}), file=stream, flush=True)
+
+    if in_thread:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    else:
+        work()
+    stream.close()
+    assert told == [signal.SIGPIPE]
+
+
+@pytest.mark.parametrize(
+    "error, full",
+    [
+        (OSError(errno.ENOSPC, "x"), True),
+        (OSError(errno.EDQUOT, "x"), True),
+        (RuntimeError("I/O error: File too large (os error 27)"), True),
+        (RuntimeError("Disk quota exceeded (os error 122)"), True),
+        (OSError(errno.EACCES, "x"), False),
+        (ValueError("x"), False),
+    ],
+)
+def test_no_room(error, full):
+    """Catches a full disk that a library tells without a number."""
+    assert no_room(error) is full
