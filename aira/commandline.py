@@ -28,17 +28,8 @@ from aira.config import (
 )
 from aira.errors import AiraError, Stopped, reason_of
 from aira.files import check_exists, check_writable, damage, newest_first, no_room, read_json, throw_away
-from aira.folders import LOCK, claim, first, identity
+from aira.folders import LOCK, claim, identity, starts_the_run
 from aira.sweeps import examples
-
-
-RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
-"""What torchrun, srun and Lightning say of a process; each is 0, or not there, in the one that starts a run."""
-
-
-def starts_the_run() -> bool:
-    """Whether this is the only process of a run, or the first of them."""
-    return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 def _scheduled() -> int:
@@ -154,7 +145,7 @@ def check(config_name: str) -> None:
         own = None
         if not arguments.multirun and values.get("ckpt_path") and not arguments.cfg:
             own = _go_on(values, recorded(cfg))
-        if first() and not arguments.cfg:
+        if starts_the_run() and not arguments.cfg:
             _claim(config_name, arguments.overrides, recorded(cfg), own, arguments.multirun)
     except AiraError as error:
         fail(error, debug="debug=true" in arguments.overrides)
@@ -191,6 +182,9 @@ def _claim(config_name: str, overrides: list[str], values: dict[str, Any], own: 
     others = [] if many else [text for text in overrides if not text.startswith(f"{key}=")]
     folder = Path(composed_folder(config_name, [*others, *given], key))
     mine = own is not None and own.resolve() == folder.resolve()
+    if own and not mine and values["ckpt_path"] == "last" and (folder / ".hydra").is_dir():
+        # its own checkpoints are damaged, so `last` is an earlier run's of this very configuration
+        mine = not (folder / "metrics.json").exists() and identity(read_config(folder)) == identity(values)
     taken = claim(folder, values, named=bool(given), own=mine, many=many)
     if not given:
         sys.argv.append(f"{key}='{taken}'")
@@ -266,7 +260,7 @@ def readable_errors(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], 
                 return run(cfg)
         except AiraError as error:
             folder = Path(HydraConfig.get().runtime.output_dir)
-            if first() and {file.name for file in folder.iterdir()} <= {LOCK}:  # nothing was begun
+            if starts_the_run() and {file.name for file in folder.iterdir()} <= {LOCK}:  # nothing was begun
                 shutil.rmtree(folder)
             return fail(error, debug=cfg.debug)
         except KeyboardInterrupt:

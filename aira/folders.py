@@ -50,10 +50,13 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def first() -> bool:
-    """Whether this is the process of a run that owns its folder: the only one, or that of rank 0."""
-    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-    return all(os.environ.get(name) in (None, "", "0") for name in ranks)
+RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+"""What torchrun, srun and Lightning say of a process; each is 0, or not there, in the one that starts a run."""
+
+
+def starts_the_run() -> bool:
+    """Whether this is the only process of a run, or the first of them."""
+    return all(os.environ.get(name) in (None, "", "0") for name in RANKS)
 
 
 def claim(folder: Path, values: dict[str, Any], *, named: bool, own: bool = False, many: bool = False) -> Path:

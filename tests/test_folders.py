@@ -9,7 +9,7 @@ import aira.commandline
 from aira import folders
 from aira.config import compose_config, recorded, write_config
 from aira.errors import AiraError
-from aira.folders import LOCK, claim, first
+from aira.folders import LOCK, claim, starts_the_run
 
 VALUES = recorded(compose_config("train", ["seed=1"]))
 EVALUATION = recorded(compose_config("evaluate", []))
@@ -159,7 +159,7 @@ def test_one_process_of_a_run_owns_its_folder(monkeypatch, environment, owner):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert first() is owner
+    assert starts_the_run() is owner
 
 
 @pytest.mark.parametrize("place", ["run", "run/export/deeper"])
