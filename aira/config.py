@@ -5,6 +5,7 @@ entry functions nothing sees an OmegaConf type.
 """
 
 import inspect
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,6 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf._utils import get_omega_conf_dumper, get_yaml_loader
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from omegaconf.resolvers.oc import env
 
@@ -51,10 +51,7 @@ def recorded(cfg: Any) -> dict[str, Any]:
 
 def write_config(run: Path, values: dict[str, Any]) -> None:
     """Write down the configuration of a run, as `recorded` has it."""
-    write_whole(
-        run / ".hydra" / "config.yaml",
-        yaml.dump(values, Dumper=get_omega_conf_dumper(), sort_keys=False, allow_unicode=True),
-    )
+    write_whole(run / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -68,12 +65,12 @@ def read_config(run: Path) -> dict[str, Any]:
     try:
         if text is None or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise ValueError("no file, or one with YAML's aliases, which a run does not write")
-        found = yaml.load(text, get_yaml_loader())
+        found = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
         json.dumps(found)
-        if not isinstance(found, dict):
+        if not isinstance(found, dict) or not found:
             raise ValueError("no keys")
         return found
-    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise AiraError(f"{file} is not the configuration of a run: {reason_of(error)}") from error
 
 

@@ -21,7 +21,18 @@ import aira.commandline
 import aira.config
 import aira.training
 from aira.commandline import find_last
-from aira.config import CONF, compose_config, flat, groups, notices, options, parse_override, plain, recorded, write_config
+from aira.config import (
+    CONF,
+    compose_config,
+    flat,
+    groups,
+    notices,
+    options,
+    parse_override,
+    plain,
+    recorded,
+    write_config,
+)
 from aira.errors import AiraError
 
 ROOT = CONF.parent
