@@ -65,7 +65,7 @@ def read_config(run: Path) -> dict[str, Any]:
     try:
         if text is None or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise ValueError("no file, or one with YAML's aliases, which a run does not write")
-        found = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+        found: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
         json.dumps(found)
         if not isinstance(found, dict) or not found:
             raise ValueError("no keys")
