@@ -158,12 +158,12 @@ def _curves(logs: Iterable[Path], folder: Path) -> dict[str, Curve]:
 
 
 def _scores(file: Path) -> np.ndarray:
-    text = read_text(file, file.parent)
+    header, *lines = (read_text(file, file.parent) or ",,,").splitlines()
     try:
-        found = np.loadtxt((text or "").splitlines(), delimiter=",", skiprows=1, ndmin=2) if text else np.empty((0, 4))
-        if found.size and (found.shape[1] != 4 or not np.isfinite(found).all()):
+        found = np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.empty((0, header.count(",") + 1))
+        if found.shape[1] != 4 or not np.isfinite(found).all():
             raise ValueError("it holds no four numbers a line")
-        return found.reshape(-1, 4)
+        return found
     except ValueError as error:
         passed_over(file, error)
         return np.empty((0, 4))
