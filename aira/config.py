@@ -63,8 +63,11 @@ def read_config(run: Path) -> dict[str, Any]:
     file = run / ".hydra" / "config.yaml"
     text = read_text(file, run)
     try:
-        if text is None or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("no file, or one with YAML's aliases, which a run does not write")
+        depth = 0
+        for event in yaml.parse(text or ""):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > 50:
+                raise ValueError("YAML's aliases, or over 50 levels, which a run does not write")
         found: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
         json.dumps(found)
         if not isinstance(found, dict) or not found:
