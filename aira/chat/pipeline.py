@@ -16,7 +16,7 @@ from aira.evaluation.scorers import ScoringModel
 from aira.files import locate
 from aira.models.backbone import context_length, load_config, load_model, load_tokenizer, score_label
 from aira.models.generation import answer, prompt_ids
-from aira.models.template import use_own_template, without_control_tokens
+from aira.models.template import use_own_template
 
 CHOSEN, UNCHOSEN, FLAGGED, EMPTY = "chosen", "unchosen", "flagged", "empty"
 
@@ -190,7 +190,6 @@ class Chat:
         if not message.strip():
             raise AiraError("The message is empty.")
         messages = [*history, {"role": "user", "content": message}]
-        messages = [{**one, "content": self.clean(one["content"])} for one in messages]
         before, context = len(messages), context_length(self.model.config)
         while len(messages) > 1 and len(prompt_ids(self.tokenizer, messages)) + self.max_new_tokens > context:
             turns = [i for i, one in enumerate(messages) if one["role"] == "user" and i > 0]
@@ -212,7 +211,7 @@ class Chat:
         texts = answer(
             self.model, self.tokenizer, conversations, self.max_new_tokens, n=self.n, seed=seed, **self.sampling
         )
-        found = [[Candidate(self.clean(text)) for text in several] for several in texts]
+        found = [[Candidate(text) for text in several] for several in texts]
         self.score(conversations, found)
         return found
 
@@ -247,13 +246,6 @@ class Chat:
         if best:
             best.fate = CHOSEN
         return best
-
-    def clean(self, text: str) -> str:
-        """The text, in which no token controls one of the models."""
-        for one in (self, self.reward, self.guard):
-            if one is not None:
-                text = without_control_tokens(one.tokenizer, text)
-        return text
 
 
 def language_of(path: str) -> str | None:

@@ -19,6 +19,7 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from aira.data.control import BROKEN, as_text
 from aira.data.schemas import BadRow, Message, class_names, last_key, mapped_columns, prompt_key, read_example
 from aira.data.trees import padded_length, tree_length
 from aira.environment import versions
@@ -37,6 +38,7 @@ FEATURES = Features(
         "tokens": Value("int32"),  # those that hold a token and no padding
         "targets": Value("int32"),  # scored tokens
         "cut": Value("bool"),  # whether the text was longer than max_length
+        "control": Value("bool"),  # whether the names of control tokens stand in it, as text
         "problem": Value("string"),  # why the row cannot be used; empty if it can
     }
 )
@@ -80,10 +82,12 @@ def encode(
         BadRow: no scored token is left within `max_length`, two branches are cut to the same, or a scored turn cannot
             be encoded as the continuation of its generation prompt.
     """
-    branches, scored, cut = [], [], False
+    branches, scored, cut, control = [], [], False, False
     for messages in conversations:
-        whole, ranges = render(tokenizer, messages)
-        ids, turns = _ids(tokenizer, whole, ranges[-1:] if loss_on == "response" else ranges)
+        reader, shown = as_text(tokenizer, messages)
+        control |= reader is not tokenizer
+        whole, ranges = render(reader, shown)
+        ids, turns = _ids(reader, whole, ranges[-1:] if loss_on == "response" else ranges)
         mask = [loss_on == "all" and i > 0 for i in range(len(ids))]
         for first, last in turns:
             mask[first:last] = [True] * (last - first)
@@ -92,7 +96,7 @@ def encode(
         scored.append(mask[:max_length])
         if not any(scored[-1]):
             raise _no_room(next((i for i, flag in enumerate(mask) if flag), len(ids)), max_length)
-    return _example(branches, scored, cut, padded=False)
+    return _example(branches, scored, cut, control, padded=False)
 
 
 def _ids(
@@ -107,8 +111,10 @@ def _ids(
         BadRow: there are no such tokens.
     """
     ids, offsets = _encoded(tokenizer, whole)
-    apart = {token for token, added in tokenizer.added_tokens_decoder.items() if not added.normalized}
-    walls = [i for i, token in enumerate(ids) if token in apart]  # what stands on one side does not change the other
+    apart = {token: added.content for token, added in tokenizer.added_tokens_decoder.items() if not added.normalized}
+    walls = [  # what stands on one side of a token that was found in the text does not change the other
+        i for i, token in enumerate(ids) if token in apart and apart[token] in whole[slice(*offsets[i])]
+    ]
     prompts = []
     for first, _ in ranges:
         wall = next((i for i in reversed(walls) if offsets[i][1] <= first), None)
@@ -117,7 +123,10 @@ def _ids(
     prompt, answered = prompts[-1], ranges[-1][0]
     if ids[: len(prompt)] != prompt:
         joint, ids = ids, prompt + _continuation(tokenizer, whole[answered:])
-        if _text(tokenizer, ids) not in (_text(tokenizer, joint), unicodedata.normalize("NFKC", whole)):
+        if _text(tokenizer, ids) not in (
+            _text(tokenizer, joint),
+            unicodedata.normalize("NFKC", whole.replace(BROKEN, "")),
+        ):
             raise BadRow("the tokenizer cannot write the answer as a continuation of its generation prompt")
         offsets = _encoded(tokenizer, whole[:answered])[1]
     if any(ids[: len(earlier)] != earlier for earlier in prompts):
@@ -188,17 +197,20 @@ def encode_scorer(
     Raises:
         BadRow: a prompt leaves no room for its response, or two branches are cut to the same.
     """
-    branches, cut = [], False
+    branches, cut, control = [], False, False
     for messages in conversations:
+        reader, shown = as_text(tokenizer, messages)
+        control |= reader is not tokenizer
         *prompt, response = messages
         if padded or not prompt:
             texts = [segment(prompt), response["content"]] if prompt else [response["content"]]
-            ids = tokenizer(*texts, verbose=False)["input_ids"]
-            kept = tokenizer(*texts, truncation=True, max_length=max_length)["input_ids"]
+            read = partial(tokenizer, *texts, split_special_tokens=True)  # their names are plain text
+            ids = read(verbose=False)["input_ids"]
+            kept = read(truncation=True, max_length=max_length)["input_ids"]
             tokenizer.backend_tokenizer.no_truncation()  # or the export would have it, too
         else:
-            whole, ranges = render(tokenizer, messages)
-            ids, offsets = _encoded(tokenizer, whole)
+            whole, ranges = render(reader, shown)
+            ids, offsets = _encoded(reader, whole)
             before = sum(start < ranges[-1][0] for start, _ in offsets)
             end = tokenizer.eos_token_id
             ending = ids[::-1].index(end) + 1 if end in ids[before:] else 0
@@ -208,7 +220,7 @@ def encode_scorer(
         cut |= len(ids) > max_length
         branches.append(kept)
     scored = [[False] * len(ids) for ids in branches]
-    return _example(branches, scored, cut, padded)
+    return _example(branches, scored, cut, control, padded)
 
 
 SETTINGS = (
@@ -247,13 +259,15 @@ def _no_room(prompt: int, max_length: int) -> BadRow:
     return BadRow(f"the prompt leaves no room for the answer within {max_length} tokens (it has {prompt})")
 
 
-def _example(branches: list[list[int]], scored: list[list[bool]], cut: bool, padded: bool) -> dict[str, Any]:
+def _example(
+    branches: list[list[int]], scored: list[list[bool]], cut: bool, control: bool, padded: bool
+) -> dict[str, Any]:
     if len(branches) == 2 and branches[0] == branches[1]:
         raise BadRow("its two responses are equal within data.max_length")
     length = (padded_length if padded else tree_length)(branches)
     tokens = sum(map(len, branches)) if padded else length
     sizes = {"length": length, "tokens": tokens, "targets": sum(map(sum, scored))}
-    return {"branches": branches, "scored": scored, **sizes, "cut": cut, "problem": ""}
+    return {"branches": branches, "scored": scored, **sizes, "cut": cut, "control": control, "problem": ""}
 
 
 UNUSABLE = {
@@ -266,6 +280,8 @@ UNUSABLE = {
     "length": 0,
     "tokens": 0,
     "targets": 0,
+    "cut": False,
+    "control": False,
 }
 
 
@@ -312,7 +328,7 @@ def tokenize(
             else:
                 encoded = encode(tokenizer, example.conversations, max_length, loss_on)
         except BadRow as problem:
-            return {**UNUSABLE, "cut": False, "problem": str(problem)}
+            return {**UNUSABLE, "problem": str(problem)}
         except AiraError as error:
             raise AiraError(f"{source}, row {index + 1}: {error}") from error
         keys = {"prompt": prompt_key(example), "last": last_key(example)}
@@ -366,7 +382,7 @@ def usable(encoded: Dataset, source: str) -> tuple[np.ndarray, list[str]]:
     """Which rows can be trained on, and what to tell about the others.
 
     Returns:
-        Indices of the usable rows, and sentences that say how many were dropped or cut, and why.
+        Indices of the usable rows, and sentences that say how many were dropped, cut or have control tokens, and why.
     """
     problems = encoded.data.column("problem")
     bad = pc.not_equal(problems, "")
@@ -379,4 +395,10 @@ def usable(encoded: Dataset, source: str) -> tuple[np.ndarray, list[str]]:
     cut = pc.sum(encoded.data.column("cut")).as_py()
     if cut:
         said.append(f"{source}: cut {cut} of {len(problems)} rows to data.max_length.")
+    control = np.flatnonzero(encoded.data.column("control").to_numpy())
+    if len(control):
+        said.append(
+            f"{source}: {len(control)} of {len(problems)} rows have names of the tokenizer's control tokens in their "
+            f"text (first: row {control[0] + 1}); they are plain text there."
+        )
     return np.flatnonzero(~bad.to_numpy()), said

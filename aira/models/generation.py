@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from aira.data.control import as_text
 from aira.data.schemas import Message
 from aira.errors import AiraError
 from aira.models.backbone import as_list, context_length, unwrap
@@ -20,10 +21,9 @@ PADDED = {"temperature", "top_k", "top_p"}
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    """The tokens of a conversation that the model is to go on with."""
-    ids: list[int] = tokenizer.apply_chat_template(
-        messages, tokenize=True, add_generation_prompt=True, return_dict=False
-    )
+    """The tokens of a conversation that the model is to go on with; control tokens in a message are plain text."""
+    reader, messages = as_text(tokenizer, messages)
+    ids: list[int] = reader.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
     return ids
 
 

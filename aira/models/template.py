@@ -62,18 +62,6 @@ def use_own_template(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def without_control_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A user's text in which no special token stands: a space is put behind the first character of each.
-
-    Templates render conversations to text before it is tokenized, where `<|endofinstruction|>`, typed by a user, would
-    end the user's turn.
-    """
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    for token in sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True):
-        text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
-
-
 def apply_template(tokenizer: PreTrainedTokenizerBase, template: str, prompt_bos: bool) -> list[int]:
     """Give the tokenizer the template it is to train with, in place.
 

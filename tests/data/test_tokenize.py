@@ -37,9 +37,8 @@ CONVERSATIONS = {
     "turns": talk("Quem é você?", "Um assistente.", "E agora?", "Ainda um assistente."),
     "system": talk("Oi", "Olá!", system="Seja breve."),
     "spaces": talk(" a \n", "\n\n  b\tc  "),
-    "tokens in text": talk(f"What is {EOS}?", f"A token, as {SEP} is."),
 }
-BREAKING = ("decomposed", "tokens in text")
+BREAKING = ("decomposed",)
 """Where decoding does not give the text back letter for letter."""
 
 
