@@ -14,8 +14,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
 test-all: test lint
-	$(BIN)/python -m pytest -n auto --dist worksteal -m slow tests/test_mutations.py $(ARGS)
-	$(BIN)/python -m pytest -m slow --ignore tests/test_mutations.py $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m slow $(ARGS)
 
 test-floor: $(VENV)-floor/.test
 	$(VENV)-floor/bin/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -48,15 +49,15 @@ def raw(file):
 
 
 def fitting():
-    """Every model with every method that trains its kind of backbone."""
+    """Every model with every method that trains its kind of backbone, and one of the two languages."""
+    languages = cycle(["en", "pt", "pt", "en"])
     for model in options("model"):
         for method in options("method"):
             if aira.config._role(model) in raw(CONF / "method" / f"{method}.yaml")["role"]:
-                yield model, method
+                yield model, method, next(languages)
 
 
-@pytest.mark.parametrize("language", ["en", "pt"])
-@pytest.mark.parametrize("model, method", list(fitting()))
+@pytest.mark.parametrize("model, method, language", list(fitting()))
 def test_every_model_composes(model, method, language):
     """Catches a model, method or language file with a missing value or a reference that leads nowhere."""
     found = values(f"model={model}", f"method={method}", f"language={language}")

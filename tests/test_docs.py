@@ -1,4 +1,4 @@
-"""Every command of the README and the docs composes: no key, group or option in them is gone."""
+"""The commands of the README and the docs, and that those compose which can't be run here: no key in them is gone."""
 
 import os
 import re
@@ -36,9 +36,13 @@ def commands():
                         yield pytest.param(part, id=f"{file.name}: {part.strip()}")
 
 
-@pytest.mark.parametrize("command", list(commands()))
+NOT_RUN = ("aira.chat.demo", "submitit", "nnodes")
+"""The demo serves until it is stopped, and others need a cluster, or two machines."""
+
+
+@pytest.mark.parametrize("command", [one for one in commands() if any(word in one.values[0] for word in NOT_RUN)])
 def test_a_documented_command_composes(command, monkeypatch):
-    """Catches a documented key that was renamed; what the command does is tested where it is implemented."""
+    """Catches a documented key that was renamed; tests/end_to_end/test_docs.py runs the others."""
     monkeypatch.setenv("AIRA_DATA", "data")
     words = shlex.split(os.path.expandvars(re.sub(r"\$\(ls [^)]*\)", "x", command)), comments=True)
     name = next(word for word in words if word in CONFIGS)
