@@ -347,8 +347,12 @@ def _check_values(values: dict[str, Any]) -> None:
     if not isinstance(known.get("data.columns", {}) or {}, dict):
         raise AiraError(f"data.columns={known['data.columns']}: it is a mapping, such as '{{prompt: question}}'.")
     labels = known.get("data.labels") or {}
-    if not isinstance(labels, dict) or not all(type(cls) is int and cls in (0, 1) for cls in labels.values()):
-        raise AiraError(f"data.labels={labels}: 1 is toxic and 0 is not, such as '{{OFF: 1, NOT: 0}}'.")
+    if not isinstance(labels, dict) or not all(
+        cls is None or (type(cls) is int and cls in (0, 1)) for cls in labels.values()
+    ):
+        raise AiraError(
+            f"data.labels={labels}: 1 is toxic, 0 not, null leaves out, such as '{{OFF: 1, NOT: 0, UNSURE: null}}'."
+        )
     sharded = isinstance(known.get("trainer.strategy"), dict)
     if known.get("trainer.precision") == "16-mixed" and (sharded or known["trainer.accelerator"] == "cpu"):
         raise AiraError(f"trainer.precision=16-mixed: {NO_FP16[sharded]}")

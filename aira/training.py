@@ -21,7 +21,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from aira.bounds import NO_FP16
-from aira.callbacks.checkpoint import Checkpoints, check_shapes, measured, read_shapes
+from aira.callbacks.checkpoint import Checkpoints, changed_settings, check_shapes, measured, read_state
 from aira.callbacks.emissions import Emissions
 from aira.callbacks.progress import Progress
 from aira.callbacks.samples import Samples
@@ -34,6 +34,7 @@ from aira.data.tokenize import tokenizer_content
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
 from aira.files import as_json, shown, write_whole
+from aira.folders import identity
 from aira.models.backbone import context_length, end_tokens, load_config, load_model, load_tokenizer
 from aira.models.export import export, model_card
 from aira.reports.page import page
@@ -76,7 +77,7 @@ def _train(
     running = {**values["trainer"], "precision": _precision(values["trainer"])}
     pl.seed_everything(values["seed"], verbose=False)
     checkpoint = Path(values["ckpt_path"]) if values["ckpt_path"] else None
-    shapes = read_shapes(checkpoint) if checkpoint else {}
+    state = read_state(checkpoint) if checkpoint else {}
 
     settings, method = values["model"], values["method"]
     where = {key: settings[key] for key in WHERE}
@@ -92,18 +93,24 @@ def _train(
     model = load_model(tokenizer=tokenizer, added=added, label=method["label"], **where, **building)
     shared = {key: values[key] for key in ("optimizer", "schedule", "seed")}
     module = build({"_target_": method["module"]}, model=model, tokenizer=tokenizer, **shared, **method)
-    if checkpoint:
-        check_shapes(checkpoint, shapes, module)
-
     steps = _steps(values["trainer"], data)
+    record = {"settings": identity(written), "rows": data.rows_key, "tokenizer": tokenizer_content(tokenizer)}
+    changed: dict[str, Any] = {}
+    if checkpoint:
+        check_shapes(checkpoint, state["shapes"], module)
+        changed = changed_settings(checkpoint, state, record, steps)
     parts = [part for part in values["callbacks"].values() if part.pop("head", method["head"]) == method["head"]]
-    callbacks = [build(part, run=run, tokenizer=tokenizer, started=started) for part in parts]
+    callbacks = [
+        build(part, run=run, tokenizer=tokenizer, started=started, record=record, changed=changed) for part in parts
+    ]
     loggers = [build(part, run=run, values=written) for part in values["logger"].values()]
     trainer = _trainer(running, data, steps, [*callbacks, signals], loggers, run)
     if trainer.is_global_zero:
         if by_hydra:
             write_config(run, written)
         _announce(values, data, model, steps, run)
+        for key, (old, new) in changed.get("settings", {}).items():
+            print(f"From step {changed['step']} on {key} is {new}; before, it was {old}.")
     with _processes_named(run):
         _meet_again(values["trainer"]["accelerator"])
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -138,7 +145,8 @@ def _train(
         module.before_export(model)
         (run / "evaluations.jsonl").unlink(missing_ok=True)  # of an export of fewer steps, which this one replaces
         longest = values["data"]["max_length"] if method["head"] == "score" else None
-        card = model_card(written, metrics, environment())
+        ran = environment() | ({"resumed": kept.resumed} if kept and kept.resumed else {})
+        card = model_card(written, metrics, ran)
         export(model, tokenizer, run / "export", card, max_length=longest)
         for logger in loggers:
             if hasattr(logger, "log_export"):
@@ -146,9 +154,9 @@ def _train(
                 logger.log_input("dataset", data.path, data.key)
                 logger.log_export(run)
                 logger.log_summary(metrics)
-        known = {"tokenizer": tokenizer_content(tokenizer), "data_key": data.key}  # by which runs can be compared
+        known = {"tokenizer": record["tokenizer"], "data_key": data.key}  # by which runs can be compared
         write_whole(run / "metrics.json", as_json(metrics, indent=2) + "\n")
-        write_whole(run / "environment.json", as_json(environment() | known, indent=2) + "\n")
+        write_whole(run / "environment.json", as_json(ran | known, indent=2) + "\n")
         if by_hydra:
             write_whole(run / "report.html", page([read_run(run)], run.name))
         signals.idle = "when all was written."

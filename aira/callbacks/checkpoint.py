@@ -19,8 +19,12 @@ STATE = frozenset({"state_dict", "optimizer_states", "callbacks", "global_step"}
 """What a run needs to go on."""
 
 
-def read_shapes(path: Path) -> dict[str, torch.Size]:
-    """The shapes of the weights of a checkpoint; its content stays on disk.
+def read_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run, and the shapes of its weights; its content stays on disk.
+
+    Returns:
+        `shapes` by the weights' names, `step` that it was written after, and the `record` of the run (see
+        `Checkpoints`; empty where an earlier version of Aira has written it).
 
     Raises:
         AiraError: it cannot be read as plain tensors and numbers, or is not one that a run can go on from.
@@ -38,7 +42,48 @@ def read_shapes(path: Path) -> dict[str, torch.Size]:
             f"ckpt_path={path}: a run cannot go on from it: it has no {', '.join(sorted(missing))}. "
             "A run goes on from its checkpoints/last.ckpt; model.path=<run> starts a new one from its export."
         )
-    return {name: value.shape for name, value in found["state_dict"].items()}
+    shapes = {name: value.shape for name, value in found["state_dict"].items()}
+    return {"shapes": shapes, "step": found["global_step"], "record": found.get("record", {})}
+
+
+def changed_settings(path: Path, state: dict[str, Any], record: dict[str, Any], steps: int) -> dict[str, Any]:
+    """In what a run that goes on differs from the one that wrote a checkpoint.
+
+    Args:
+        state: of `read_state`.
+        record: see `Checkpoints`.
+        steps: of the whole run, now.
+
+    Returns:
+        `step`, and `settings`: the value before and the value now of each key that has changed; empty where none has.
+
+    Raises:
+        AiraError: the rows are others, or are split in another way, so that rows which were held out would be trained
+            on; or the tokenizer is another; or the run has gone beyond its new end.
+    """
+    before = state["record"]
+    settings = {
+        key: [before["settings"].get(key), record["settings"].get(key)]
+        for key in dict.fromkeys([*record["settings"], *before.get("settings", {})])
+        if before and before["settings"].get(key) != record["settings"].get(key)
+    }
+    told = "; ".join(f"{key}={old} there, {new} here" for key, (old, new) in settings.items())
+    anew = "To train on from its weights as a new run: model.path=<its export> and no ckpt_path."
+    for key, what in (("rows", "rows of data.path, or their split,"), ("tokenizer", "tokenizer")):
+        if before and before[key] != record[key]:
+            raise AiraError(
+                f"ckpt_path={path}: the {what} have changed since this run began"
+                f"{f' ({told})' if told else ''}: rows that it held out would be trained on, and the other way round. "
+                f"Give it back what it began with. {anew}"
+                if key == "rows"
+                else f"ckpt_path={path} is of a run with another tokenizer{f' ({told})' if told else ''}. {anew}"
+            )
+    if state["step"] > steps:
+        raise AiraError(
+            f"ckpt_path={path}: the run is at step {state['step']}, and is to end after {steps}. Raise "
+            f"trainer.max_steps or max_epochs. {anew}"
+        )
+    return {"step": state["step"], "settings": settings} if settings else {}
 
 
 def check_shapes(path: Path, there: dict[str, torch.Size], module: pl.LightningModule) -> None:
@@ -83,10 +128,22 @@ class Checkpoints(pl.Callback):
         every_n_train_steps: optimizer steps between two checkpoints.
         monitor: the metric that `best` goes by.
         mode: `min` or `max`.
+        record: what says which run it is: its `settings` by dotted keys, and the hashes `rows` and `tokenizer`.
+        changed: of `changed_settings`, where the run goes on.
     """
 
-    def __init__(self, run: Path, started: float, every_n_train_steps: int, monitor: str, mode: str) -> None:
+    def __init__(
+        self,
+        run: Path,
+        started: float,
+        every_n_train_steps: int,
+        monitor: str,
+        mode: str,
+        record: dict[str, Any],
+        changed: dict[str, Any],
+    ) -> None:
         self.folder, self.started = run / "checkpoints", started
+        self.record, self.resumed = record, [changed] if changed else []
         self.every_n_train_steps, self.monitor, self.sign = every_n_train_steps, monitor, {"min": 1, "max": -1}[mode]
         self.best: float | None = None
         self.best_metrics: dict[str, float] = {}  # of the validation that best.ckpt was written after
@@ -107,18 +164,19 @@ class Checkpoints(pl.Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What the best so far was, what was measured last, and how long the run has taken."""
-        kept = {"best": self.best, "best_metrics": self.best_metrics, "metrics": self.metrics}
+        """What the best so far was, what was measured last, what settings were changed, and how long the run took."""
+        kept = {"best": self.best, "best_metrics": self.best_metrics, "metrics": self.metrics, "resumed": self.resumed}
         return kept | {"seconds": time.time() - self.started}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on comparing with it, and counting."""
         self.best, self.best_metrics, self.metrics = (state_dict[name] for name in ("best", "best_metrics", "metrics"))
         self.started -= state_dict["seconds"]
+        self.resumed = [*state_dict.get("resumed", []), *self.resumed]
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Record what the run runs on."""
-        checkpoint["environment"] = environment()
+        """Record which run it is, and what it runs on."""
+        checkpoint["environment"], checkpoint["record"] = environment(), self.record
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Warn where going on may not be exact; a run that had ended can be made longer."""

@@ -1,8 +1,10 @@
 """The LightningDataModule: splits, the plan of a run, and the rows of each step."""
 
 import contextlib
+import hashlib
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -23,6 +25,7 @@ from aira.data.schemas import (
     Example,
     last_key,
     mapped_columns,
+    named_classes,
     pick,
     prompt_key,
     reachable,
@@ -136,7 +139,7 @@ class DataModule(pl.LightningDataModule):
         validation_fraction: float = 0.05,
         revision: str | None = None,
         columns: dict[str, Any] | None = None,
-        labels: dict[str, int] | None = None,
+        labels: Mapping[str, int | None] | None = None,
         exclude: Sequence[str] = (),
         max_examples: int | None = None,
         max_length: int = 600,
@@ -196,13 +199,41 @@ class DataModule(pl.LightningDataModule):
             self.train = self.train.part(np.flatnonzero(kept))
         if validation_split in source.splits and validation_split != split:
             self.validation = load(validation_split)
+            first, last = np.isin(self.validation.prompts, self.train.prompts)
+            shared = first | last
+            if shared.any():
+                self.said.append(
+                    f"{path} ({validation_split}): {shared.sum()} of {len(shared)} rows have a prompt or a text that "
+                    f"also stands in {split}, so what is measured there is no measure of new ones."
+                )
         else:
             held = self._held_out(validation_fraction)
             self.train, self.validation = self.train.part(np.flatnonzero(~held)), self.train.part(np.flatnonzero(held))
+        parts = [part.prompts.tobytes() + part.index.tobytes() for part in (self.train, self.validation)]
+        self.rows_key = hashlib.sha256(b"-".join([self.key.encode(), *parts])).hexdigest()
+        if kind in ("labelled", "harmful"):
+            for name, part in (("training", self.train), ("validation", self.validation)):
+                self.said.append(f"{path}, {name}: {self._classes(part)}.")
         if kind == "labelled" and len(np.unique(self.train.labels)) < 2:
             raise AiraError(
                 f"{path}: all training rows have the same label; a classifier needs two. Check data.labels."
             )
+
+    def _classes(self, split: Split) -> str:
+        """What each label of a split was read as, and of how many rows."""
+        column = mapped_columns(self.kind, split.rows.column_names, self.columns, self.path).get("label")
+        classes = [("harmless", "toxic")[label] for label in split.labels[:, 0]]
+        if column is None:
+            return f"{len(split)} pairs of a harmless and a toxic text"
+        if isinstance(column, list):
+            told = {"toxic": f"any of {', '.join(column)} is above 0", "harmless": "none of them is"}
+            return "; ".join(f"{kind}, where {told[kind]}: {count}" for kind, count in Counter(classes).most_common())
+        names = named_classes(split.rows.features).get(column)
+        cells = split.rows.select_columns(column.split(".")[0] if column not in split.rows.column_names else column)
+        found = [pick(cells[int(i)], column) for i in split.index]
+        shown = [f"{cell} ({names[cell]})" if names else str(cell) for cell in found]
+        counts = Counter(zip(shown, classes, strict=True)).most_common()
+        return "; ".join(f"label {cell} is {kind} in {count} rows" for (cell, kind), count in counts)
 
     def _check_end(self, ends: set[int]) -> None:
         """Say it where an answer has no end token to be learnt; some formats end an answer by plain text."""
@@ -255,7 +286,7 @@ class DataModule(pl.LightningDataModule):
                     continue
                 for row in rows:
                     with contextlib.suppress(BadRow):
-                        example = read_example(self.kind, row, mapping, self.labels)
+                        example = read_example(self.kind, row, mapping, self.labels, named_classes(rows.features))
                         keys += [prompt_key(example), last_key(example)]
         return np.array(keys, dtype=np.int64)
 
@@ -271,7 +302,8 @@ class DataModule(pl.LightningDataModule):
             chosen: row numbers of the split's source, such as those of `Split.index`.
         """
         mapping = mapped_columns(self.kind, split.rows.column_names, self.columns, self.path)
-        return [read_example(self.kind, split.rows[int(i)], mapping, self.labels) for i in chosen]
+        names = named_classes(split.rows.features)
+        return [read_example(self.kind, split.rows[int(i)], mapping, self.labels, names) for i in chosen]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The rest of the run, from the step that the trainer is at; its length is that of the whole run."""

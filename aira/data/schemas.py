@@ -5,8 +5,11 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from datasets import ClassLabel
 
 from aira.errors import AiraError, nearest
 
@@ -18,7 +21,7 @@ ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assi
 HARMLESS, TOXIC = 0, 1
 """The two classes of labelled texts. A score is high where a text is harmless: see `aira.methods.toxicity`."""
 
-LABELS = {
+LABELS: dict[str, int | None] = {
     **dict.fromkeys(("0", "false", "harmless", "non-toxic", "not-toxic", "non-hateful"), HARMLESS),
     **dict.fromkeys(("1", "true", "harmful", "toxic", "hateful"), TOXIC),
 }
@@ -198,33 +201,51 @@ def labelled(row: Row) -> Example:
     return Example([[_turn("assistant", text(row, "text"))]], [row["label"]])
 
 
-def label(value: Any, known: Mapping[str, int]) -> int:
+def label(value: Any, known: Mapping[str, int | None]) -> int:
     """The class that a label stands for; of several columns (a list), toxic where any is above 0.
 
     Raises:
-        BadRow: there is no label.
+        BadRow: there is no label: the cell is empty, or -1, by which the hub's data sets say so, or `known` has None
+            for it. Of several columns, one has none, and no other is above 0.
         AiraError: it is none of two classes.
     """
     if isinstance(value, list):
-        return max(HARMLESS, *(TOXIC if _number(part or 0, "label") > 0 else HARMLESS for part in value))
-    if value is None or value != value or not str(value).strip():
-        raise BadRow("empty label")
-    name = str(value).strip().lower()
+        given = [part for part in value if not _unlabelled(part)]
+        toxic = any(_number(part, "label") > 0 for part in given)
+        if not toxic and len(given) < len(value):
+            raise BadRow("empty label")
+        return TOXIC if toxic else HARMLESS
+    name = "" if value is None else str(value).strip().lower()
     if name not in known:
+        if _unlabelled(value):
+            raise BadRow("empty label")
         with contextlib.suppress(ValueError):  # 1.0 is 1, -0 is 0
             name = f"{float(name) + 0:g}"
     if name not in known:
         raise AiraError(
             f"the label {value!r} is neither toxic nor harmless. Known are {', '.join(known)}; "
-            f"data.labels='{{{value}: 1, …: 0}}' says what others mean (1 is toxic), and "
-            "data.columns='{label: [column, column]}' makes one label of several columns."
+            f"data.labels='{{{value}: 1, …: 0}}' says what others mean (1 is toxic, 0 is not, null leaves rows "
+            "out), and data.columns='{label: [column, column]}' makes one label of several columns."
         )
-    return known[name]
+    found = known[name]
+    if found is None:
+        raise BadRow(f"data.labels leaves out {value!r}")
+    return found
 
 
-def class_names(labels: Mapping[Any, int] | None) -> dict[str, int]:
+def _unlabelled(value: Any) -> bool:
+    """Whether a cell says that nobody has given a label."""
+    return value is None or value != value or str(value).strip().lower() in ("", "nan", "-1", "-1.0")
+
+
+def class_names(labels: Mapping[Any, int | None] | None) -> dict[str, int | None]:
     """The user's names of classes as they are compared: as text, in lower case."""
-    return {str(name).lower(): cls for name, cls in (labels or {}).items()}
+    return {str(name).strip().lower(): cls for name, cls in (labels or {}).items()}
+
+
+def named_classes(features: Mapping[str, Any] | None) -> dict[str, list[str]]:
+    """The columns of a data set that hold numbers of classes, with the names that the data set has for them."""
+    return {name: one.names for name, one in (features or {}).items() if isinstance(one, ClassLabel)}
 
 
 def _turn(role: str, content: str) -> Message:
@@ -327,12 +348,19 @@ def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | No
     )
 
 
-def read_example(kind: str, row: Row, mapping: dict[str, Any], labels: dict[str, int] | None = None) -> Example:
+def read_example(
+    kind: str,
+    row: Row,
+    mapping: dict[str, Any],
+    labels: Mapping[str, int | None] | None = None,
+    names: Mapping[str, Sequence[str]] | None = None,
+) -> Example:
     """One row as an example.
 
     Args:
         mapping: from `mapped_columns`.
-        labels: the user's names of classes, and 1 for toxic or 0 for harmless.
+        labels: the user's names of classes, and 1 for toxic, 0 for harmless or None for neither.
+        names: from `named_classes`.
 
     Raises:
         BadRow: the row cannot be used.
@@ -341,15 +369,24 @@ def read_example(kind: str, row: Row, mapping: dict[str, Any], labels: dict[str,
     picked = {}
     for name, column in mapping.items():
         if name == "label":
-            value = [pick(row, part) for part in column] if isinstance(column, list) else pick(row, column)
-            picked[name] = label(value, LABELS | class_names(labels))
+            user = class_names(labels)
+            parts = column if isinstance(column, list) else [column]
+            found = [_named(pick(row, part), (names or {}).get(part), user) for part in parts]
+            picked[name] = label(found if isinstance(column, list) else found[0], LABELS | user)
         else:
             picked[name] = pick(row, column)
     return SCHEMAS[kind].example(picked)
 
 
+def _named(value: Any, names: Sequence[str] | None, user: Mapping[str, Any]) -> Any:
+    """The data set's name of a class, where it has one and the user says nothing of the number."""
+    if names is None or str(value) in user or type(value) is not int or not 0 <= value < len(names):
+        return value
+    return names[value]
+
+
 def prompt_key(example: Example) -> int:
-    """A number that examples with the same prompt share, letter case and spacing aside (a lone text is its own)."""
+    """A number that examples with the same prompt share, by the form of `text_key` (a lone text is its own)."""
     return _asked_key(example.conversations[0])
 
 
@@ -363,6 +400,18 @@ def _asked_key(turns: list[Message]) -> int:
 
 
 def text_key(said: str) -> int:
-    """A signed 64-bit hash of a text, letter case and spacing aside."""
-    digest = hashlib.blake2b(" ".join(said.casefold().split()).encode(), digest_size=8).digest()
+    """A signed 64-bit hash of a text, but for letter case, spacing, forms of one character, and what is not seen.
+
+    Compared are NFKC forms (an accent by itself or not, full width or not) without format characters (zero-width
+    spaces, soft hyphens, marks of direction) and variation selectors.
+    """
+    form = said.casefold()
+    if not form.isascii():
+        form = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", said).casefold())
+        form = "".join(sign for sign in form if unicodedata.category(sign) != "Cf" and sign not in _UNSEEN)
+    digest = hashlib.blake2b(" ".join(form.split()).encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
+
+
+_UNSEEN = {*map(chr, range(0xFE00, 0xFE10)), "\u034f", "\u115f", "\u1160", "\u3164"}
+"""Signs of no width that are no format characters by their category."""

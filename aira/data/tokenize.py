@@ -5,6 +5,7 @@ import json
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,16 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from aira.data.control import BROKEN, as_text
-from aira.data.schemas import BadRow, Message, class_names, last_key, mapped_columns, prompt_key, read_example
+from aira.data.schemas import (
+    BadRow,
+    Message,
+    class_names,
+    last_key,
+    mapped_columns,
+    named_classes,
+    prompt_key,
+    read_example,
+)
 from aira.data.trees import padded_length, tree_length
 from aira.environment import versions
 from aira.errors import AiraError
@@ -298,7 +308,7 @@ def tokenize(
     cache_dir: str,
     head: str = "lm",
     padded: bool = False,
-    labels: dict[str, int] | None = None,
+    labels: Mapping[str, int | None] | None = None,
     num_proc: int = 1,
 ) -> Dataset:
     """Tokenize rows once; the result is kept on disk under a key of everything it depends on.
@@ -318,11 +328,11 @@ def tokenize(
     Raises:
         AiraError: the columns are not those of the kind, or a label is none of two classes.
     """
-    mapping = mapped_columns(kind, rows.column_names, columns, source)
+    mapping, names = mapped_columns(kind, rows.column_names, columns, source), named_classes(rows.features)
 
     def encode_row(row: dict[str, Any], index: int) -> dict[str, Any]:
         try:
-            example = read_example(kind, row, mapping, labels)
+            example = read_example(kind, row, mapping, labels, names)
             if head == "score":
                 encoded = encode_scorer(tokenizer, example.conversations, max_length, padded)
             else:
@@ -345,6 +355,7 @@ def tokenize(
         head,
         padded,
         class_names(labels),
+        names,
         tokenizer_content(tokenizer),
     ]
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 from lm_eval.tasks import TaskManager
 
 from aira.data.rows import read_rows
-from aira.data.schemas import BadRow, Example, mapped_columns, prompt_key, read_example
+from aira.data.schemas import BadRow, Example, mapped_columns, named_classes, prompt_key, read_example
 from aira.data.sources import read
 from aira.errors import AiraError, nearest
 
@@ -247,7 +247,7 @@ def scorer_rows(
     drawn = np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit])
     for number, row in zip(drawn.tolist(), rows.select(drawn), strict=True):
         try:
-            example = read_example(known.kind, row, mapping)
+            example = read_example(known.kind, row, mapping, names=named_classes(rows.features))
         except BadRow as problem:
             dropped[str(problem)] = dropped.get(str(problem), 0) + 1
             continue

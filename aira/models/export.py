@@ -276,7 +276,7 @@ It is meant {purpose}, for research.
 ## Environment
 
 ```json
-{as_json(environment, indent=2)}
+{as_json(_public(environment), indent=2)}
 ```
 """
     return without_home(text)

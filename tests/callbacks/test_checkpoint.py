@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from aira.callbacks.checkpoint import Checkpoints, check_shapes, read_shapes
+from aira.callbacks.checkpoint import Checkpoints, changed_settings, check_shapes, read_state
 from aira.errors import AiraError
 from aira.files import damage
 
@@ -15,7 +15,9 @@ from aira.files import damage
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, number):
     """Catches a whole checkpoint that is overwritten by a part of the next one, and an error that is no help."""
-    callback = Checkpoints(tmp_path, started=0.0, every_n_train_steps=1, monitor="val/loss", mode="min")
+    callback = Checkpoints(
+        tmp_path, started=0.0, every_n_train_steps=1, monitor="val/loss", mode="min", record={}, changed={}
+    )
     (tmp_path / "checkpoints").mkdir()
 
     def save(content, step):
@@ -42,7 +44,9 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, number):
 
 def test_the_best_after_one_that_is_no_number(tmp_path, capsys):
     """Catches a best.ckpt of a validation whose loss was NaN, or one that is passed over without a word."""
-    callback = Checkpoints(tmp_path, started=0.0, every_n_train_steps=1, monitor="val/loss", mode="min")
+    callback = Checkpoints(
+        tmp_path, started=0.0, every_n_train_steps=1, monitor="val/loss", mode="min", record={}, changed={}
+    )
     (tmp_path / "checkpoints").mkdir()
     for step, loss in enumerate([float("nan"), 2.0, 3.0, float("nan")], start=1):
         trainer = SimpleNamespace(
@@ -63,7 +67,9 @@ def test_the_best_after_one_that_is_no_number(tmp_path, capsys):
 
 def test_processes_go_on_from_one_file(tmp_path):
     """Catches processes that have found different checkpoints and train on with both."""
-    callback = Checkpoints(tmp_path, started=0.0, every_n_train_steps=1, monitor="val/loss", mode="min")
+    callback = Checkpoints(
+        tmp_path, started=0.0, every_n_train_steps=1, monitor="val/loss", mode="min", record={}, changed={}
+    )
 
     def begin(path, first):
         strategy = SimpleNamespace(broadcast=lambda own: first)
@@ -91,7 +97,7 @@ def test_a_foreign_checkpoint_is_refused(tmp_path, content, message):
     """Catches code in a file that is run on loading, and a file that fails in the middle of Lightning."""
     torch.save(content, tmp_path / "last.ckpt")
     with pytest.raises(AiraError, match=message):
-        read_shapes(tmp_path / "last.ckpt")
+        read_state(tmp_path / "last.ckpt")
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
@@ -102,11 +108,38 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     module = torch.nn.Module()
     module.model = torch.nn.Module()
     module.model.a = torch.nn.Parameter(torch.ones(2, 3))
-    check_shapes(path, read_shapes(path), module)
+    check_shapes(path, read_state(path)["shapes"], module)
     module.model.a = torch.nn.Parameter(torch.ones(2, 4))
     module.model.b = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(AiraError, match=r"2 of its tensors differ, .* model.a: \(2, 3\) there, \(2, 4\) here"):
-        check_shapes(path, read_shapes(path), module)
+        check_shapes(path, read_state(path)["shapes"], module)
+
+
+RECORD = {"settings": {"seed": 0, "optimizer.lr": 0.1, "trainer.max_steps": 60}, "rows": "r", "tokenizer": "t"}
+
+
+@pytest.mark.parametrize(
+    "now, steps, found",
+    [
+        ({}, 60, {}),
+        ({"settings": {**RECORD["settings"], "optimizer.lr": 0.2}}, 60, {"optimizer.lr": [0.1, 0.2]}),
+        ({"settings": {"seed": 0, "optimizer.lr": 0.1}}, 60, {"trainer.max_steps": [60, None]}),
+        ({"settings": {**RECORD["settings"], "new": [1]}}, 60, {"new": [None, [1]]}),
+        ({"settings": {**RECORD["settings"], "seed": 1}, "rows": "x"}, 60, "rows of data.path.*seed=0 there, 1 here"),
+        ({"rows": "x"}, 60, "rows that it held out would be trained on"),
+        ({"tokenizer": "x"}, 60, "another tokenizer"),
+        ({}, 39, "is at step 40, and is to end after 39"),
+    ],
+)
+def test_what_has_changed_is_told_or_refused(tmp_path, now, steps, found):
+    """Catches a run that goes on with other settings, another split or another end without a word."""
+    state = {"shapes": {}, "step": 40, "record": RECORD}
+    if isinstance(found, str):
+        with pytest.raises(AiraError, match=found):
+            changed_settings(tmp_path, state, {**RECORD, **now}, steps)
+    else:
+        assert changed_settings(tmp_path, state, {**RECORD, **now}, steps).get("settings", {}) == found
+        assert changed_settings(tmp_path, {**state, "record": {}}, {**RECORD, **now}, steps) == {}  # by an old version
 
 
 def test_damage(tmp_path):

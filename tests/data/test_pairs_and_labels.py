@@ -1,9 +1,12 @@
 """Preference pairs and labelled texts: the published sets, a user's forms, and what is held out."""
 
 import csv
+import json
+import math
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 
 from aira.config import compose_config, plain
 from aira.data.module import DataModule
@@ -17,6 +20,7 @@ from aira.data.schemas import (
     preference,
     prompt_key,
     read_example,
+    text_key,
     transcript,
 )
 from aira.errors import AiraError
@@ -222,13 +226,17 @@ def test_labels():
     """Catches a label that is taken for the other class."""
     for value in (1, 1.0, "1", True, "True", "toxic", "Hateful", [0, 2, 0], ["0", "1.0"]):
         assert label(value, LABELS) == 1, value
-    for value in (0, 0.0, "0", False, "false", "non-hateful", "harmless", [0, 0], ["0", ""]):
+    for value in (0, 0.0, "0", False, "false", "non-hateful", "harmless", [0, 0], ["0", False]):
         assert label(value, LABELS) == 0, value
-    for value in (2, "spam", 0.5, -1):
+    for value in (2, "spam", 0.5, -2):
         with pytest.raises(AiraError, match="neither toxic nor harmless"):
             label(value, LABELS)
-    with pytest.raises(BadRow, match="empty label"):
-        label(None, LABELS)
+    for value in (None, "", "  ", math.nan, "NaN", -1, -1.0, "-1", [0, None], ["0", ""], [0, -1], [math.nan, 0], [-1]):
+        with pytest.raises(BadRow, match="empty label"):  # nobody has labelled it, or not in every way
+            label(value, LABELS)
+    assert label([1, None], LABELS) == label([-1, "1"], LABELS) == label(-1, {"-1": 1}) == 1
+    with pytest.raises(BadRow, match="leaves out 'Unsure'"):
+        label("Unsure", {**LABELS, "unsure": None})
     assert labelled({"harmless": "a", "harmful": "b"}).labels == [0, 1]
 
 
@@ -247,6 +255,91 @@ def test_labels_that_are_turned_round(write, load):
     made = load("method=toxicity", f"data.path={write('a.jsonl', rows)}", "data.labels={0: 1, OFF: 1, 1: 0}")
     found = {example.conversations[0][0]["content"]: example.labels[0] for example in every(made)}
     assert found == {f"text {i}": int(i % 3 != 2) for i in range(12)}
+
+
+NAMES = {  # of the classes 0 and 1, with the user's labels: the classes that they stand for, or the error
+    "turned round": (["toxic", "harmless"], {}, [1, 0]),
+    "as usual": (["non-hateful", "hateful"], {}, [0, 1]),
+    "numbers": (["0", "1"], {}, [0, 1]),
+    "unknown": (["neg", "pos"], {}, "'neg' is neither"),
+    "one unknown": (["toxic", "fine"], {}, "'fine' is neither"),
+    "named by the user": (["neg", "pos"], {"neg": 1, "pos": 0}, [1, 0]),
+    "numbered by the user": (["toxic", "harmless"], {"0": 0, "1": 1}, [0, 1]),
+    "left out": (["toxic", "harmless", "unsure"], {"unsure": None}, [1, 0]),
+}
+
+
+@pytest.mark.parametrize("names, labels, expected", NAMES.values(), ids=NAMES)
+def test_names_of_classes(tmp_path, load, names, labels, expected):
+    """Catches a class that is read by its number where the data set names it; what each means is told with counts."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    cells = [i % len(names) for i in range(12)]
+    rows = Dataset.from_dict({"text": [f"t{i}" for i in range(12)], "label": cells}, features=features)
+    rows.to_parquet(tmp_path / "a.parquet")
+    asked = ("method=toxicity", f"data.path={tmp_path}/a.parquet")
+    if isinstance(expected, str):
+        with pytest.raises(AiraError, match=expected):
+            load(*asked, labels=labels)
+        return
+    made = load(*asked, labels=labels)
+    found = {example.conversations[0][0]["content"]: example.labels[0] for example in every(made)}
+    assert found == {f"t{i}": expected[cell] for i, cell in enumerate(cells) if cell < 2}
+    (told,) = (line for line in made.said if ", training: " in line)
+    counts = np.bincount(made.train.labels.flatten())
+    for i in (0, 1):
+        meaning = f"label {i} ({names[i]}) is {('harmless', 'toxic')[expected[i]]} in {counts[expected[i]]} rows"
+        assert meaning in told
+    assert ("dropped 4 of 12 rows: data.labels leaves out 'unsure'" in str(made.said)) == (len(names) == 3)
+
+
+def test_rows_that_nobody_has_labelled(write, load):
+    """Catches an empty cell, or -1, that counts as harmless."""
+    rows = [{"text": f"t{i}", "a": ("0", "1")[i % 2], "b": ("", "0", "-1")[i % 3]} for i in range(12)]
+    made = load("method=toxicity", f"data.path={write('a.jsonl', rows)}", columns={"label": ["a", "b"]})
+    found = {example.conversations[0][0]["content"]: example.labels[0] for example in every(made)}
+    assert found == {f"t{i}": i % 2 for i in range(12) if i % 2 or i % 3 == 1}
+    assert any("dropped 4 of 12 rows: empty label (first: row 1)" in line for line in made.said)
+    assert any("toxic, where any of a, b is above 0: " in line for line in made.said)
+
+
+SAME = [  # what is read as one prompt: forms of a character, case, spaces, and what is not seen
+    ("Você é?", "Voce\u0302 e\u0301?"),
+    ("Who are you?", "Who\u200b are\u200d you?\ufeff"),
+    ("soft hyphen", "soft hy\u00adphen"),
+    ("left", "\u200eleft\u200f"),
+    ("STRASSE", "straße"),
+    ("ΣΊΣΥΦΟΣ", "σίσυφος"),
+    ("abc 123", "ａｂｃ\u3000１２３"),
+    ("one two", " One\u00a0\u2003TWO\n"),
+    ("ﬁnd", "find"),
+    ("ok ☺", "ok ☺\ufe0f"),
+    ("가", "\u1100\u1161"),
+]
+
+
+@pytest.mark.parametrize("first, second", SAME)
+def test_one_prompt_in_two_forms(write, load, first, second):
+    """Catches a prompt that stands in training and in validation, since it is written in two ways."""
+    assert text_key(first) == text_key(second) != text_key(first + "?")
+    rows = [{"prompt": said, "completion": f"a{i}"} for i, said in enumerate([first, second] * 4 + ["other", "more"])]
+    made = load(f"data.path={write('a.jsonl', rows)}", validation_fraction=0.3)
+    assert not set(made.train.prompts.flat) & set(made.validation.prompts.flat)
+
+
+def test_what_is_no_twin():
+    """Catches letters with and without an accent, or words with and without a space, that are taken for one."""
+    for first, second in (("pais", "país"), ("e mail", "email"), ("1 2", "12"), ("a.", "a"), ("ø", "o")):
+        assert text_key(first) != text_key(second)
+
+
+def test_a_validation_split_with_training_rows_is_told(load, tmp_path):
+    """Catches a given validation split that measures what was trained on."""
+    for name, asked in (("train", ["q0", "q1", "q2"]), ("validation", ["Q0", "n1", "q2 "]), ("test", ["new"])):
+        rows = [json.dumps({"prompt": said, "completion": name}) + "\n" for said in asked]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    made = load(f"data.path={tmp_path}")
+    assert "(validation): 2 of 3 rows have a prompt or a text that also stands in train" in str(made.said)
+    assert "also stands in" not in str(load(f"data.path={tmp_path}", validation_split="test").said)
 
 
 def test_held_out_rows_share_no_prompt(write, load):

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import re
 import signal
 import time
 
@@ -131,3 +132,28 @@ def test_another_configuration_is_not_gone_on_with(undisturbed):
     printed = run(*SETTINGS, "optimizer.lr=0.5", "ckpt_path=last", cwd=undisturbed, status=2)
     assert "no run below" in printed and "last.ckpt" in printed
     assert "optimizer.lr=0.002 there, 0.5 here" in printed
+
+
+def test_a_run_that_goes_on_as_another_says_so(tmp_path):
+    """Catches rows that were held out and are trained on after rows were added, and settings that change unrecorded."""
+    rows = [json.dumps({"prompt": f"Question {i}?", "completion": f"Answer {i}."}) for i in range(40)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(rows))
+    settings = [*SMALL, "data.path=data.jsonl", "data.max_examples=null", "trainer.max_steps=4"]
+    run(*settings, cwd=tmp_path)
+    folder = run_folder(tmp_path)
+    last = f"ckpt_path={folder}/checkpoints/last.ckpt"
+    longer = [*settings[:-1], "trainer.max_steps=6", last]
+    data.write_text("\n".join([json.dumps({"prompt": "New?", "completion": "Yes."}), *rows]))
+    before = (folder / "metrics.json").read_bytes()
+    assert "rows of data.path, or their split, have changed" in run(*longer, cwd=tmp_path, status=2)
+    assert (folder / "metrics.json").read_bytes() == before
+    data.write_text("\n".join(rows))
+    refused = run(*longer, "seed=1", cwd=tmp_path, status=2)
+    assert "their split, have changed since this run began" in refused and re.search(r"seed=\d+ there, 1 here", refused)
+    printed = run(*longer, "optimizer.lr=0.0001", cwd=tmp_path)
+    assert "From step 4 on trainer.max_steps is 6; before, it was 4." in printed
+    (changed,) = json.loads((folder / "environment.json").read_text())["resumed"]
+    assert changed["step"] == 4 and changed["settings"]["trainer.max_steps"] == [4, 6]
+    assert changed["settings"]["optimizer.lr"][1] == 0.0001
+    assert '"optimizer.lr": [' in (folder / "export/README.md").read_text()

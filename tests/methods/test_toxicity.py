@@ -134,7 +134,9 @@ def test_one_class_to_validate_on(tmp_path, rows, said, monitor, capsys):
     model, tokenizer = scorer()
     module = Toxicity(model, OPTIMIZER, CONSTANT)
     path = write(tmp_path / "rows", TEXTS, validation=rows)
-    callback = Checkpoints(tmp_path, started=0.0, every_n_train_steps=9, monitor=monitor, mode="min")
+    callback = Checkpoints(
+        tmp_path, started=0.0, every_n_train_steps=9, monitor=monitor, mode="min", record={}, changed={}
+    )
 
     def run():
         settings = {"head": "score", "steps": 2, "validate": True, "callbacks": (callback,)}
