@@ -14,7 +14,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
 test-all: test lint
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m slow $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow $(ARGS)
 
 test-floor: $(VENV)-floor/.test
 	$(VENV)-floor/bin/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)

@@ -82,7 +82,7 @@ def sample(chat: Any, prompts: list[str], values: dict[str, Any]) -> None:
     from aira.models.generation import fits
 
     output, rank, processes = Path(values["output"]), *(int(os.environ.get(k, d)) for k, d in WORLD)
-    asked = [text for text in map(chat.clean, prompts) if fits(chat.model, chat.tokenizer, text)]
+    asked = [text for text in prompts if fits(chat.model, chat.tokenizer, text)]
     if len(asked) < len(prompts) and rank == 0:
         print(f"{len(prompts) - len(asked)} of {len(prompts)} prompts are longer than the model's context.")
     _same_settings(output, settings_of(chat, asked, values))

@@ -17,8 +17,6 @@ from tests.conftest import DATA
 from tests.end_to_end.command import ENVIRONMENT, ROOT
 from tests.test_docs import NOT_RUN, commands
 
-pytestmark = pytest.mark.xdist_group("documented")  # commands read what those before them have made
-
 TINY = [
     "trainer.max_steps=2",
     "trainer.limit_val_batches=1",

@@ -21,11 +21,11 @@ def ask(text):
     return [{"role": "user", "content": text}]
 
 
-def favour(model, *tokens, by=3.0):
+def favour(model, *tokens, by=2.5):
     """Make tokens likely, so that answers end, or would end, at many places."""
 
     def favoured(module, inputs, logits):
-        logits[..., list(tokens)] += by
+        logits[..., list(tokens)] += by * logits.std(-1, keepdim=True)
         return logits
 
     model.get_output_embeddings().register_forward_hook(favoured)
