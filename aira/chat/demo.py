@@ -113,6 +113,8 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
         import gradio as gr
     except ImportError as error:
         raise AiraError("The demo needs Gradio: pip install -e '.[demo]'.") from error
+    from aira.chat.gate import Gate, names_of  # of Gradio's own libraries
+
     values = demo.values[language]
     shown: list[tuple[Any, str, str]] = []  # parts of the page whose texts change with the language
 
@@ -266,6 +268,8 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
         enable_monitoring=False,
         max_file_size="1kb",  # nothing is uploaded
     )
+    served = page.server.config  # each connection takes its application from it
+    served.loaded_app = Gate(served.loaded_app, names_of(values["demo"]["host"], values["demo"]["hosts"]))
     return page, address
 
 

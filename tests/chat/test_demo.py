@@ -3,6 +3,8 @@
 import contextlib
 import json
 import shutil
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -90,6 +92,9 @@ def opened(overrides, width=1280):
             view.on("request", lambda one: failures.extend([one.url] * (not one.url.startswith((address, "data:")))))
             view.set_default_timeout(120_000)  # models are loaded when a language first needs them
             view.goto(address)
+            for header, value in (("Host", "evil.example"), ("Origin", "http://evil.example")):
+                with pytest.raises(HTTPError, match=r"40[03]"):
+                    urlopen(Request(address, headers={header: value}))
             yield view, failures
         finally:
             page.close()
