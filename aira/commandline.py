@@ -27,7 +27,17 @@ from aira.config import (
     recorded,
 )
 from aira.errors import AiraError, Stopped, reason_of
-from aira.files import check_exists, check_writable, damage, newest_first, no_room, read_json, throw_away
+from aira.files import (
+    check_exists,
+    check_writable,
+    damage,
+    newest_first,
+    no_room,
+    override,
+    read_json,
+    throw_away,
+    typed,
+)
 from aira.folders import LOCK, claim, identity, starts_the_run
 from aira.sweeps import examples
 
@@ -47,7 +57,7 @@ def _refused(checkpoint: Path, broken: str) -> AiraError:
     """The error for a file that is named, or that the other processes take."""
     before = checkpoint.with_name("previous.ckpt")
     whole = before != checkpoint and before.is_file() and not damage(before, sums=starts_the_run())
-    offer = f"The one before it is whole: ckpt_path={before}." if whole else "No whole one stands beside it."
+    offer = f"The one before it is whole: {typed('ckpt_path', before)}." if whole else "No whole one stands beside it."
     return AiraError(f"ckpt_path={checkpoint}: {broken}. {offer}")
 
 
@@ -87,7 +97,7 @@ def find_last(values: dict[str, Any]) -> Path:
         if checkpoint.stem == "previous" and checkpoint.with_name("last.ckpt").exists():
             continue
         more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
-        others.append((len(differing), f"\n  ckpt_path={checkpoint}\n    {'; '.join(differing[:3])}{more}"))
+        others.append((len(differing), f"\n  {typed('ckpt_path', checkpoint)}\n    {'; '.join(differing[:3])}{more}"))
     others.sort(key=lambda other: other[0])
     nearest_runs = f"Other runs, the most similar first:{''.join(told for _, told in others[:5])}"
     raise AiraError(
@@ -126,6 +136,11 @@ def check(config_name: str) -> None:
             trials = [list(overrides) for overrides in itertools.product(*values_of)]
         else:
             trials = [arguments.overrides]
+        if any(text.replace(" ", "").lower() == "hydra.job.chdir=true" for text in arguments.overrides):
+            raise AiraError(
+                "hydra.job.chdir=true: the paths of a configuration begin where the command is given. Leave it out; "
+                "hydra.run.dir=<folder> is where a run writes."
+            )
         for overrides in trials:
             cfg = compose_config(config_name, overrides)
             values = plain(cfg)
@@ -187,7 +202,7 @@ def _claim(config_name: str, overrides: list[str], values: dict[str, Any], own: 
         mine = not (folder / "metrics.json").exists() and identity(read_config(folder)) == identity(values)
     taken = claim(folder, values, named=bool(given), own=mine, many=many)
     if not given:
-        sys.argv.append(f"{key}='{taken}'")
+        sys.argv.append(override(key, taken))
 
 
 def _paths(values: dict[str, Any]) -> list[tuple[str, str]]:
@@ -225,13 +240,13 @@ def _go_on(values: dict[str, Any], written: dict[str, Any]) -> Path:
         print(
             f"{run} is finished, after {steps} steps: nothing is left to do. Its figures are in metrics.json, its "
             f"model is in export/. To train it for longer, raise trainer.max_steps or max_epochs, with "
-            f"ckpt_path={checkpoint}."
+            f"{typed('ckpt_path', checkpoint)}."
         )
         sys.exit(0)
     sys.argv = [arg for arg in sys.argv if not arg.startswith("ckpt_path=")]
-    sys.argv.append(f"ckpt_path='{checkpoint.resolve()}'")
+    sys.argv.append(override("ckpt_path", checkpoint.resolve()))
     if (run / ".hydra").is_dir() and not any(arg.startswith("hydra.run.dir=") for arg in sys.argv):
-        sys.argv.append(f"hydra.run.dir='{run}'")
+        sys.argv.append(override("hydra.run.dir", run))
     return run
 
 

@@ -31,7 +31,9 @@ class Stopped(Exception):
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of an error that says something, or its type."""
+    """The first line of an error that says something, or its type; of a key that is missing, which."""
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

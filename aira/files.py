@@ -8,6 +8,8 @@ import importlib.util
 import json
 import math
 import os
+import re
+import shlex
 import signal
 import sys
 import zipfile
@@ -218,6 +220,20 @@ def _lacking(folder: Path) -> str | None:
 def shown(path: Path) -> str:
     """A path as the user would type it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def override(key: str, value: Path | str) -> str:
+    """`key=value` as Hydra's grammar has it, whatever characters the value holds."""
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))  # no interpolation
+    if "/" in text and re.fullmatch(r"[A-Za-z0-9_./:-]+", text):
+        return f"{key}={text}"
+    inner = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"{key}='{inner}'"
+
+
+def typed(key: str, value: Path | str) -> str:
+    """The same as it is typed in a shell."""
+    return shlex.quote(override(key, value))
 
 
 LOCAL = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".gguf")

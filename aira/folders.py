@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from aira.config import flat, read_config
 from aira.errors import AiraError
-from aira.files import check_writable, locked, shown
+from aira.files import check_writable, locked, shown, typed
 
 LOCK = ".lock"
 """The file that is locked, in the folder."""
@@ -121,7 +121,7 @@ def _check_free(folder: Path, values: dict[str, Any], many: bool) -> None:
     last = folder / "checkpoints" / "last.ckpt"
     raise AiraError(
         f"{shown(folder)} holds a run or a search ({', '.join(results or sorted(there))}). Name a new folder"
-        + (f", go on with ckpt_path={shown(last)}" if last.exists() else "")
+        + (f", go on with {typed('ckpt_path', shown(last))}" if last.exists() else "")
         + ", or set overwrite=true, which deletes that one."
     )
 

@@ -19,7 +19,7 @@ from typing import Any
 from aira.commandline import command
 from aira.config import CONF, compose_config, plain
 from aira.errors import AiraError, nearest
-from aira.files import check_writable, locked, read_json, write_whole
+from aira.files import check_writable, locked, override, read_json, write_whole
 from aira.folders import LOCK
 from aira.trials import run_process, run_trial
 
@@ -169,7 +169,10 @@ def run(stage: Stage) -> None:
         fine = run_trial(stage.overrides, stage.folder, str(Path.cwd()), "seconds") is not None
     else:
         where = {
-            "evaluate": [f"hydra.run.dir='{stage.folder}'", "overwrite=true"],  # it is this stage's: see stage.json
+            "evaluate": [
+                override("hydra.run.dir", stage.folder),
+                "overwrite=true",
+            ],  # it is this stage's: see stage.json
             "rejection_sampling": [f"output={stage.folder}"],
             "reports": [f"output={stage.folder}/report.html"],
         }

@@ -33,7 +33,7 @@ from aira.data.module import DataModule
 from aira.data.tokenize import tokenizer_content
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
-from aira.files import as_json, shown, write_whole
+from aira.files import as_json, shown, typed, write_whole
 from aira.folders import identity
 from aira.models.backbone import context_length, end_tokens, load_config, load_model, load_tokenizer
 from aira.models.export import export, model_card
@@ -119,7 +119,7 @@ def _train(
     if best and not best.exists():
         raise AiraError(
             "export=best: no validation gave callbacks.checkpoint.monitor a number, so no checkpoint is the best. "
-            f"ckpt_path={run / 'checkpoints' / 'last.ckpt'} export=last exports the last one."
+            f"{typed('ckpt_path', run / 'checkpoints' / 'last.ckpt')} export=last exports the last one."
         )
     model = module.whole_model(torch.load(best, map_location="cpu", weights_only=True)["state_dict"] if best else None)
 
@@ -189,7 +189,7 @@ def _processes_named(run: Path) -> Iterator[None]:
         if not gone and not any(name in str(error) for name in ("DataLoader worker", "gloo")):
             raise
         last = run / "checkpoints" / "last.ckpt"
-        ways_on = f"Go on with ckpt_path={last}." if last.exists() else "No checkpoint was written yet."
+        ways_on = f"Go on with {typed('ckpt_path', last)}." if last.exists() else "No checkpoint was written yet."
         reason = reason_of(error)
         raise AiraError(
             "Another process of this run has ended or cannot be reached; if it said why, that stands above. "
@@ -305,4 +305,5 @@ def _summary(values: dict[str, Any], metrics: dict[str, float], callbacks: list[
     print(f"\nExport (any Hugging Face tool loads it): {export_path}")
     if (run / "report.html").exists():
         print(f"Report: {shown(run / 'report.html')}")
-    print(f"Next: {values['method']['next'].format(export=export_path)} language={values['language']['code']}")
+    following = values["method"]["next"].format(export=typed("model.path", export_path))
+    print(f"Next: {following} language={values['language']['code']}")

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from aira.config import CONF
 from aira.errors import AiraError, Stopped, taken
-from aira.files import damage, read_json, write_whole
+from aira.files import damage, override, read_json, write_whole
 
 TRIAL = "trial.json"
 """The file in a trial's folder that says which overrides it is for."""
@@ -52,10 +52,10 @@ def run_trial(
             f"{folder} holds a trial with other overrides ({' '.join(map(str, before))}). Name another folder."
         )
     write_whole(trial, json.dumps(overrides))
-    command = [sys.executable, str(CONF.parent / "train.py"), *overrides, f"hydra.run.dir='{folder}'"]
+    command = [sys.executable, str(CONF.parent / "train.py"), *overrides, override("hydra.run.dir", folder)]
     for checkpoint in (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous")):
         if checkpoint.exists() and not damage(checkpoint):
-            command.append(f"ckpt_path='{checkpoint}'")
+            command.append(override("ckpt_path", checkpoint))
             break
     status = run_process(command, cwd, hopeless)
     if status is None:

@@ -4,15 +4,16 @@ import errno
 import json
 import os
 import resource
+import shlex
 import signal
 import threading
 
 import pytest
 from omegaconf import OmegaConf
 
-from aira.config import plain, read_config, recorded, write_config
+from aira.config import parse_override, plain, read_config, recorded, write_config
 from aira.errors import AiraError
-from aira.files import Output, locked, no_room, read_json, write_whole
+from aira.files import Output, locked, no_room, override, read_json, typed, write_whole
 
 
 @pytest.mark.parametrize("content", ["long" * 50_000, b"long" * 50_000])
@@ -127,3 +128,46 @@ def test_a_reader_that_is_gone(in_thread):
 def test_no_room(error, full):
     """Catches a full disk that a library tells without a number."""
     assert no_room(error) is full
+
+
+PATHS = [
+    *(
+        "a b",
+        "it's",
+        "$5",
+        "a$b$c",
+        "a=b",
+        "a,b",
+        "{x}",
+        "[y]",
+        "a\\'b",
+        "back\\",
+        "${oc.env:HOME}",
+        "x\\${y}",
+        "",
+        "null",
+    ),
+    *(
+        "true",
+        "1.0",
+        "café/日本",
+        "(x)",
+        "~/a",
+        "--",
+        "-m",
+        "+a",
+        "/plain/a-b_c.d:e",
+        "a&b;c|d",
+        'say "hi"',
+        "#x",
+        "`x`",
+    ),
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_on_a_command_line(path):
+    """Catches a path that a shell takes apart, or that Hydra's grammar or an interpolation makes another of."""
+    (argument,) = shlex.split(typed("ckpt_path", path))
+    assert argument == override("ckpt_path", path)
+    assert OmegaConf.create({"read": parse_override(argument).value()}).read == path

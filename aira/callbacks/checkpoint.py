@@ -13,7 +13,7 @@ import torch
 
 from aira.environment import differences, environment
 from aira.errors import AiraError, nearest, reason_of
-from aira.files import no_room
+from aira.files import no_room, typed
 
 STATE = frozenset({"state_dict", "optimizer_states", "callbacks", "global_step"})
 """What a run needs to go on."""
@@ -160,7 +160,7 @@ class Checkpoints(pl.Callback):
         if first != str(trainer.ckpt_path):
             raise AiraError(
                 f"ckpt_path: this process has found {trainer.ckpt_path}, and the first one {first}. Name one for all: "
-                f"ckpt_path={first}"
+                f"{typed('ckpt_path', first)}"
             )
 
     def state_dict(self) -> dict[str, Any]:

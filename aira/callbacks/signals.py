@@ -10,7 +10,7 @@ import torch
 
 from aira.callbacks.checkpoint import Checkpoints, validates
 from aira.errors import Stopped, taken
-from aira.files import Output
+from aira.files import Output, typed
 
 
 class Signals(pl.Callback):
@@ -91,5 +91,5 @@ class Signals(pl.Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints):
                 callback.save_last(trainer)
-                said += f" Go on with ckpt_path=last, or ckpt_path={callback.folder / 'last.ckpt'}."
+                said += f" Go on with ckpt_path=last, or {typed('ckpt_path', callback.folder / 'last.ckpt')}."
         raise Stopped(signum, said)

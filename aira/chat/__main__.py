@@ -16,8 +16,8 @@ from tqdm import tqdm
 from aira.chat.load import load
 from aira.commandline import command
 from aira.config import compose_config, plain
-from aira.errors import AiraError
-from aira.files import as_json, check_exists, locked
+from aira.errors import AiraError, reason_of
+from aira.files import as_json, check_exists, check_writable, locked
 
 COMMANDS = "/why /reset /lang en|pt /quit"
 
@@ -58,12 +58,18 @@ def _check(values: dict[str, Any]) -> None:
 def _rows(file: Path) -> Iterator[list[dict[str, str]]]:
     """The conversations of a file, each ending with the user's turn."""
     check_exists("input", str(file))
-    for number, line in enumerate(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
+    try:
+        whole = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AiraError(f"input={file} cannot be read as text in UTF-8: {reason_of(error)}.") from error
+    for number, line in enumerate(whole.removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
             messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
             fine = messages[-1]["role"] == "user" and all(one["content"].strip() for one in messages)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+            fine &= {one["role"] for one in messages} <= {"system", "user", "assistant"}
+            "".join(one["content"] for one in messages).encode()  # half of a character is no text
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
             fine = False
         if not fine:
             raise AiraError(
@@ -81,9 +87,10 @@ def _kept(output: Path, rows: list[list[dict[str, str]]]) -> list[bytes]:
     """The rows of answers that are there already; nothing else is ever cut off but a row that was begun.
 
     Raises:
-        AiraError: it is a folder, or holds something else, or answers to other conversations.
+        AiraError: it is a folder, or cannot be written, or holds something else, or answers to other conversations.
     """
     if not output.exists():
+        check_writable("output", str(output.parent))
         return []
     if not output.is_file():
         raise AiraError(f"output={output} is no file. Name one: output=<file>.jsonl.")

@@ -91,7 +91,7 @@ def messages(turns: Any) -> list[Message]:
             raise BadRow("a turn is no mapping")
         role = turn.get("role") or turn.get("from")
         content = turn.get("content") or turn.get("value")
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise BadRow(f"unknown role {role!r} (known: {', '.join(ROLES)})")
         if not content or (isinstance(content, str) and not content.strip()):
             raise BadRow("an empty turn")
@@ -169,7 +169,7 @@ def preference(row: Row) -> Example:
             raise BadRow("a tie")
         names = sorted(scores, key=lambda name: -scores[name])
         asked = row["question"]
-        prompt = _turns(asked["full_text"] if isinstance(asked, Mapping) else asked, "user", "question")
+        prompt = _turns(asked.get("full_text") if isinstance(asked, Mapping) else asked, "user", "question")
         chosen, rejected = (_answered(prompt, row[f"answer_{name}"]) for name in names)
     else:
         prompted = next((name for name in ("prompt", "instruction", "conversations") if name in row), None)

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Sequence, Value
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar
 from filelock import FileLock
-from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
@@ -33,7 +32,7 @@ from aira.data.schemas import (
 )
 from aira.data.trees import padded_length, tree_length
 from aira.environment import versions
-from aira.errors import AiraError
+from aira.errors import AiraError, reason_of
 from aira.files import no_room
 
 FEATURES = Features(
@@ -54,6 +53,10 @@ FEATURES = Features(
 )
 
 
+LONGEST = 10_000
+"""Characters that a chat template may write for each character of a conversation."""
+
+
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
     """A conversation as text, and the character ranges of the assistant's turns, each with the end token.
 
@@ -64,8 +67,10 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple
     """
     try:
         whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    except TemplateError as error:
-        raise BadRow(f"the chat template refuses it: {error}") from error
+    except Exception as error:  # a template is a program of others
+        raise BadRow(f"the chat template refuses it: {reason_of(error)}") from error
+    if len(whole) > LONGEST * (1 + sum(len(message["content"]) for message in messages)):
+        raise BadRow(f"the chat template makes {len(whole)} characters of it")
     ranges = []
     for i, message in enumerate(messages):
         if message["role"] == "assistant":

@@ -73,6 +73,11 @@ def load_tokenizer(
         source = adapter
     with explained(path):
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+        if not tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False):  # made up, where no file has one
+            raise AiraError(
+                f"{path} has no tokenizer: it has no tokenizer.json, or an empty one. Copy it from the model that this "
+                "one was trained from, or write it with save_pretrained()."
+            )
     tokenizer.model_max_length = VERY_LARGE_INTEGER  # for others, see `export`; here all lengths are given
     added = apply_template(tokenizer, template, prompt_bos) if role == "causal" and template else []
     return tokenizer, added + (prepare_scorer(tokenizer, role) if head == "score" else [])
@@ -165,9 +170,14 @@ def end_tokens(
     """
     source, arguments, _ = _source(path, revision, trust_remote_code)
     stated = as_list(getattr(config, "eos_token_id", None))
-    with contextlib.suppress(OSError):  # it need not have the file
-        where = {key: value for key, value in arguments.items() if key == "revision"}
+    where = {key: value for key, value in arguments.items() if key == "revision"}
+    there = (Path(source) / "generation_config.json").exists()
+    with explained(path) if there else contextlib.suppress(OSError):  # it need not have the file
         stated += as_list(GenerationConfig.from_pretrained(source, **where).eos_token_id)
+    if not all(isinstance(end, int) for end in stated):
+        raise AiraError(
+            f"{path}: eos_token_id in its config.json or generation_config.json is {stated}, and no number."
+        )
     known = [end for end in stated if 0 <= end < config.vocab_size and end not in added]
     return list(dict.fromkeys([*as_list(tokenizer.eos_token_id), *known]))
 

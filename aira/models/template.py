@@ -78,7 +78,9 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, template: str, prompt_bos
     """
     if template == "native":
         if not tokenizer.chat_template:
-            raise AiraError("model.template=native: this tokenizer has no chat template. Use model.template=aira.")
+            raise AiraError(
+                f"model.template=native: {tokenizer.name_or_path} has no chat template. Use model.template=aira."
+            )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return []

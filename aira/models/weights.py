@@ -38,12 +38,14 @@ def explained(path: str) -> Iterator[None]:
     """Turn what libraries say about an unreachable, wrong or damaged model into one message with ways on."""
     try:
         yield
+    except AiraError:
+        raise
     except SafetensorError as error:
         raise AiraError(
             f"The weights of the model {path} are damaged, most likely cut short: {reason_of(error)}. "
             "Copy or download them again."
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever a library raises at another's file
         reason = reason_of(error)
         if "safetensors" in reason and not any(Path(path).rglob("*.safetensors*")):
             raise AiraError(f"The model {path} has no weights as safetensors. {PICKLES}") from error

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from aira.chat.__main__ import answer_file, main
+from aira.chat.__main__ import _rows, answer_file, main
 from aira.errors import AiraError
 from aira.files import locked
 from tests.end_to_end.command import ENVIRONMENT, ROOT
@@ -133,3 +133,33 @@ def test_two_chats_write_one_file(tmp_path):
         answer_file(None, [], tmp_path / "out.jsonl", 0)
     held.release()
     answer_file(None, [], tmp_path / "out.jsonl", 0)
+
+
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        (b'\xef\xbb\xbf{"prompt": "Ol\xc3\xa1"}\n', "Olá"),  # with a byte order mark, as editors write it
+        (b'{"prompt": "a"}', "a"),
+        (b'{"prompt": "\\ud83d\\ude00"}\n', "😀"),
+        (b'{"prompt": "\\ud83d"}\n', "row 1"),  # half of a character
+        (b'{"prompt": "Ol\xe1"}\n', "text in UTF-8"),
+        (b"", "row 1"),
+        (b'{"prompt": "a"}\n\n{"prompt": "b"}\n', "row 2"),
+        (b'{"prompt": ["a"]}\n', "row 1"),
+        (b'{"prompt": " "}\n', "row 1"),
+        (b'{"messages": "Hi"}\n', "row 1"),
+        (b'{"messages": [{"role": ["user"], "content": "Hi"}]}\n', "row 1"),
+        (b'{"messages": [{"role": "x", "content": "Hi"}, {"role": "user", "content": "Hi"}]}\n', "row 1"),
+        (b'{"messages": [{"role": "assistant", "content": "Hi"}]}\n', "row 1"),
+        (b"[" * 100_000, "row 1"),
+    ],
+)
+def test_rows_of_a_file(tmp_path, content, found):
+    """Catches a mark that is read as text, and a traceback where the file or a row is of another kind."""
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(content)
+    if found.startswith(("row", "text in")):
+        with pytest.raises(AiraError, match=found):
+            list(_rows(file))
+    else:
+        assert next(_rows(file))[-1]["content"] == found
