@@ -118,19 +118,19 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 RECORD = {"settings": {"seed": 0, "optimizer.lr": 0.1, "trainer.max_steps": 60}, "rows": "r", "tokenizer": "t"}
 
 
-@pytest.mark.parametrize(
-    "now, steps, found",
-    [
-        ({}, 60, {}),
-        ({"settings": {**RECORD["settings"], "optimizer.lr": 0.2}}, 60, {"optimizer.lr": [0.1, 0.2]}),
-        ({"settings": {"seed": 0, "optimizer.lr": 0.1}}, 60, {"trainer.max_steps": [60, None]}),
-        ({"settings": {**RECORD["settings"], "new": [1]}}, 60, {"new": [None, [1]]}),
-        ({"settings": {**RECORD["settings"], "seed": 1}, "rows": "x"}, 60, "rows of data.path.*seed=0 there, 1 here"),
-        ({"rows": "x"}, 60, "rows that it held out would be trained on"),
-        ({"tokenizer": "x"}, 60, "another tokenizer"),
-        ({}, 39, "is at step 40, and is to end after 39"),
-    ],
-)
+CHANGES = [
+    ({}, 60, {}),
+    ({"settings": {**RECORD["settings"], "optimizer.lr": 0.2}}, 60, {"optimizer.lr": [0.1, 0.2]}),
+    ({"settings": {"seed": 0, "optimizer.lr": 0.1}}, 60, {"trainer.max_steps": [60, None]}),
+    ({"settings": {**RECORD["settings"], "new": [1]}}, 60, {"new": [None, [1]]}),
+    ({"settings": {**RECORD["settings"], "seed": 1}, "rows": "x"}, 60, "rows of data.path.*seed=0 there, 1 here"),
+    ({"rows": "x"}, 60, "rows that it held out would be trained on"),
+    ({"tokenizer": "x"}, 60, "another tokenizer"),
+    ({}, 39, "is at step 40, and is to end after 39"),
+]
+
+
+@pytest.mark.parametrize("now, steps, found", CHANGES)
 def test_what_has_changed_is_told_or_refused(tmp_path, now, steps, found):
     """Catches a run that goes on with other settings, another split or another end without a word."""
     state = {"shapes": {}, "step": 40, "record": RECORD}

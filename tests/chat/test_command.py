@@ -135,25 +135,25 @@ def test_two_chats_write_one_file(tmp_path):
     answer_file(None, [], tmp_path / "out.jsonl", 0)
 
 
-@pytest.mark.parametrize(
-    "content, found",
-    [
-        (b'\xef\xbb\xbf{"prompt": "Ol\xc3\xa1"}\n', "Olá"),  # with a byte order mark, as editors write it
-        (b'{"prompt": "a"}', "a"),
-        (b'{"prompt": "\\ud83d\\ude00"}\n', "😀"),
-        (b'{"prompt": "\\ud83d"}\n', "row 1"),  # half of a character
-        (b'{"prompt": "Ol\xe1"}\n', "text in UTF-8"),
-        (b"", "row 1"),
-        (b'{"prompt": "a"}\n\n{"prompt": "b"}\n', "row 2"),
-        (b'{"prompt": ["a"]}\n', "row 1"),
-        (b'{"prompt": " "}\n', "row 1"),
-        (b'{"messages": "Hi"}\n', "row 1"),
-        (b'{"messages": [{"role": ["user"], "content": "Hi"}]}\n', "row 1"),
-        (b'{"messages": [{"role": "x", "content": "Hi"}, {"role": "user", "content": "Hi"}]}\n', "row 1"),
-        (b'{"messages": [{"role": "assistant", "content": "Hi"}]}\n', "row 1"),
-        (b"[" * 100_000, "row 1"),
-    ],
-)
+FILES = [
+    (b'\xef\xbb\xbf{"prompt": "Ol\xc3\xa1"}\n', "Olá"),  # with a byte order mark, as editors write it
+    (b'{"prompt": "a"}', "a"),
+    (b'{"prompt": "\\ud83d\\ude00"}\n', "😀"),
+    (b'{"prompt": "\\ud83d"}\n', "row 1"),  # half of a character
+    (b'{"prompt": "Ol\xe1"}\n', "text in UTF-8"),
+    (b"", "row 1"),
+    (b'{"prompt": "a"}\n\n{"prompt": "b"}\n', "row 2"),
+    (b'{"prompt": ["a"]}\n', "row 1"),
+    (b'{"prompt": " "}\n', "row 1"),
+    (b'{"messages": "Hi"}\n', "row 1"),
+    (b'{"messages": [{"role": ["user"], "content": "Hi"}]}\n', "row 1"),
+    (b'{"messages": [{"role": "x", "content": "Hi"}, {"role": "user", "content": "Hi"}]}\n', "row 1"),
+    (b'{"messages": [{"role": "assistant", "content": "Hi"}]}\n', "row 1"),
+    (b"[" * 100_000, "row 1"),
+]
+
+
+@pytest.mark.parametrize("content, found", FILES)
 def test_rows_of_a_file(tmp_path, content, found):
     """Catches a mark that is read as text, and a traceback where the file or a row is of another kind."""
     file = tmp_path / "in.jsonl"

@@ -222,6 +222,9 @@ def test_margin_is_optional(write, load):
     assert {example.margin for example in every(made)} == {0}
 
 
+UNLABELLED = [None, "", "  ", math.nan, "NaN", -1, -1.0, "-1", [0, None], ["0", ""], [0, -1], [math.nan, 0], [-1]]
+
+
 def test_labels():
     """Catches a label that is taken for the other class."""
     for value in (1, 1.0, "1", True, "True", "toxic", "Hateful", [0, 2, 0], ["0", "1.0"]):
@@ -231,7 +234,7 @@ def test_labels():
     for value in (2, "spam", 0.5, -2):
         with pytest.raises(AiraError, match="neither toxic nor harmless"):
             label(value, LABELS)
-    for value in (None, "", "  ", math.nan, "NaN", -1, -1.0, "-1", [0, None], ["0", ""], [0, -1], [math.nan, 0], [-1]):
+    for value in UNLABELLED:
         with pytest.raises(BadRow, match="empty label"):  # nobody has labelled it, or not in every way
             label(value, LABELS)
     assert label([1, None], LABELS) == label([-1, "1"], LABELS) == label(-1, {"-1": 1}) == 1

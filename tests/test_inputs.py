@@ -1,0 +1,79 @@
+"""The odd and the wrong inputs that tests hold to a verdict each, by kind.
+
+`python tests/test_inputs.py` writes the table of docs/reliability.md from the tests' own.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.callbacks.test_checkpoint import CHANGES
+from tests.chat.test_command import FILES
+from tests.chat.test_gate import REQUESTS
+from tests.data.test_control import SAID
+from tests.data.test_folders import FOLDERS, REFUSED_FOLDERS
+from tests.data.test_pairs_and_labels import NAMES, SAME, UNLABELLED
+from tests.data.test_rows import READ, REFUSED
+from tests.models.test_damaged import DAMAGE
+from tests.reports.test_page import STRANGE
+from tests.test_files import PATHS
+
+PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
+BEGIN, END = "<!-- inputs -->\n", "<!-- /inputs -->\n"
+
+
+class Kind(NamedTuple):
+    kind: str
+    verdict: str
+    inputs: dict | list
+    test: str
+
+
+KINDS = (
+    Kind("files that are odd and right", "every cell and row is read as it stands", READ, "data/test_rows.py"),
+    Kind("files that are damaged or no table", "refused, with file and line", REFUSED, "data/test_rows.py"),
+    Kind(
+        "folders of files",
+        "read as the splits that they name; what is left out is said",
+        FOLDERS,
+        "data/test_folders.py",
+    ),
+    Kind("folders that say no split, or two", "refused, with the names", REFUSED_FOLDERS, "data/test_folders.py"),
+    Kind("names of classes", "read by the names, or refused", NAMES, "data/test_pairs_and_labels.py"),
+    Kind("cells without a label", "the row is dropped and counted", UNLABELLED, "data/test_pairs_and_labels.py"),
+    Kind(
+        "one prompt in two forms", "one prompt: never on both sides of a split", SAME, "data/test_pairs_and_labels.py"
+    ),
+    Kind("control tokens in a text", "plain text to the model, and counted", SAID, "data/test_control.py"),
+    Kind("models that are damaged or foreign", "refused, with the folder", DAMAGE, "models/test_damaged.py"),
+    Kind("files of questions for a chat", "answered, or refused with the row", FILES, "chat/test_command.py"),
+    Kind("requests to the demo", "answered where host and origin are its own", REQUESTS, "chat/test_gate.py"),
+    Kind("a run that goes on as another", "told and recorded, or refused", CHANGES, "callbacks/test_checkpoint.py"),
+    Kind("damaged files of a run's folder", "passed over by name", STRANGE, "reports/test_page.py"),
+    Kind("names of files and folders", "the same behind shell and Hydra", PATHS, "test_files.py"),
+)
+
+
+def table() -> str:
+    rows = [
+        f"| {one.kind} | {len(one.inputs)} | {one.verdict} | {_examples(one.inputs)} | `tests/{one.test}` |"
+        for one in KINDS
+    ]
+    total = f"| all | {sum(len(one.inputs) for one in KINDS)} | | | |"
+    return "\n".join(
+        ["| input | number | what becomes of it | such as | test |", "|---|---|---|---|---|", *rows, total, ""]
+    )
+
+
+def _examples(inputs: dict | list) -> str:
+    return ", ".join(list(inputs)[:: max(1, len(inputs) // 3)][:3]) if isinstance(inputs, dict) else ""
+
+
+def test_the_page_has_the_inputs_of_the_tests():
+    """Catches a table of inputs that is not the tests' own, and tests that are taken out."""
+    assert table() == PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    assert sum(len(one.inputs) for one in KINDS) >= 300
+
+
+if __name__ == "__main__":
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    PAGE.write_text(before + BEGIN + table() + END + rest.split(END)[1], encoding="utf-8")
