@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import itertools
 import os
 import shutil
@@ -117,6 +118,7 @@ def check(config_name: str) -> None:
     A run that goes on from a checkpoint of its own kind goes on in that run's folder. Exits with status 2 and one
     message where something is wrong.
     """
+    _replace_what_cannot_be_shown()
     arguments = get_args_parser().parse_args()
     if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.config_name or arguments.info:
         return
@@ -164,6 +166,13 @@ def check(config_name: str) -> None:
             _claim(config_name, arguments.overrides, recorded(cfg), own, arguments.multirun)
     except AiraError as error:
         fail(error, debug="debug=true" in arguments.overrides)
+
+
+def _replace_what_cannot_be_shown() -> None:
+    """Where an output has no sign for a character, as in ASCII, it gets a question mark, and the run goes on."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _check_one_folder(overrides: list[str]) -> None:
@@ -298,6 +307,7 @@ def command(config_name: str) -> Callable[[Callable[[], None]], Callable[[], Non
     def decorate(run: Callable[[], None]) -> Callable[[], None]:
         @functools.wraps(run)
         def wrapped() -> None:
+            _replace_what_cannot_be_shown()
             try:
                 if {"-h", "--help"} & set(sys.argv[1:]):
                     told = sys.modules[run.__module__].__doc__

@@ -4,6 +4,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import io
 import math
 import os
 import re
@@ -829,3 +830,13 @@ def test_without_a_clone(monkeypatch, tmp_path):
     monkeypatch.setattr("aira.config.CONF", tmp_path / "conf")
     with pytest.raises(AiraError, match="run from a clone"):
         compose_config("chat", [])
+
+
+def test_an_output_that_cannot_show_a_character(monkeypatch):
+    """Catches a run that ends where an answer has an accent and the terminal, or a log file, is ASCII."""
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii", write_through=True))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--cfg", "job"])
+    check("train")
+    print("Você")
+    assert shown.getvalue() == b"Voc?\n"
