@@ -22,7 +22,7 @@ from omegaconf import ListConfig, OmegaConf
 import aira.commandline
 import aira.config
 import aira.training
-from aira.commandline import find_last
+from aira.commandline import check, find_last
 from aira.config import (
     CONF,
     compose_config,
