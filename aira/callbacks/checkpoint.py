@@ -248,7 +248,7 @@ class Checkpoints(pl.Callback):
             if not no_room(error):
                 raise
             part.unlink(missing_ok=True)
-            raise AiraError(
-                f"No space left to write {whole} at step {trainer.global_step}. The checkpoint before it is whole: "
-                "make room and go on with ckpt_path=last."
-            ) from error
+            way_on = "The checkpoint before it is whole: make room and go on with ckpt_path=last."
+            if not (self.folder / "last.ckpt").exists():
+                way_on = "There is none before it: make room and start the run again."
+            raise AiraError(f"No space left to write {whole} at step {trainer.global_step}. {way_on}") from error

@@ -69,7 +69,8 @@ class Signals(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """All is saved but the export."""
         self.training = False
-        self.idle = "after the last step, with no export written yet. Go on with ckpt_path=last."
+        kept = any(isinstance(callback, Checkpoints) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        self.idle = f"after the last step, with no export written yet.{' Go on with ckpt_path=last.' * kept}"
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int

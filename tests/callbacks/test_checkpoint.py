@@ -35,6 +35,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, number):
             callback_metrics={},
         )
 
+    with pytest.raises(AiraError, match=r"No space left .* step 1. There is none before it"):
+        callback.on_train_batch_end(save("part", 1), None, None, None, 0)
     callback.on_train_batch_end(save("whole", 2), None, None, None, 0)
     with pytest.raises(AiraError, match=r"No space left .* step 3.*ckpt_path=last"):
         callback.on_train_batch_end(save("part", 3), None, None, None, 1)
