@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-TORCH ?= torch>=2.8
+TORCH ?= torch>=2.11
 BIN = $(VENV)/bin
 
 .PHONY: train test test-all test-floor lint
