@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import json
 import logging
 import math
 import os
@@ -33,7 +34,7 @@ from aira.data.module import DataModule
 from aira.data.tokenize import tokenizer_content
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
-from aira.files import as_json, shown, typed, write_whole
+from aira.files import as_json, shown, typed, without_home, write_whole
 from aira.folders import identity
 from aira.models.backbone import context_length, end_tokens, load_config, load_model, load_tokenizer
 from aira.models.export import export, model_card
@@ -94,7 +95,8 @@ def _train(
     shared = {key: values[key] for key in ("optimizer", "schedule", "seed")}
     module = build({"_target_": method["module"]}, model=model, tokenizer=tokenizer, **shared, **method)
     steps = _steps(values["trainer"], data)
-    record = {"settings": identity(written), "rows": data.rows_key, "tokenizer": tokenizer_content(tokenizer)}
+    settings_now = json.loads(without_home(as_json(identity(written))))  # of plain types, for a checkpoint
+    record = {"settings": settings_now, "rows": data.rows_key, "tokenizer": tokenizer_content(tokenizer)}
     changed: dict[str, Any] = {}
     if checkpoint:
         check_shapes(checkpoint, state["shapes"], module)

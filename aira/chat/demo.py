@@ -240,7 +240,7 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
             return [*labels, over_choices, *begin(code), headed(code, "rows", [])]
 
         private: dict[str, Any] = {"api_visibility": "private"}
-        gr.on(
+        answered = gr.on(
             [message.submit, send.click],
             answer,
             [spoken, message, history, guard, n, temperature, top_k, top_p],
@@ -250,8 +250,9 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
         )
         cleared = [conversation, history, candidates, forgotten]
         gr.on([query.submit, search.click], look, [spoken, query, over], found, **private)
-        gr.on([reset.click, conversation.clear], begin, spoken, cleared, **private)
-        spoken.change(change, spoken, [*(part for part, _, _ in shown), over, *cleared, found], **private)
+        anew: dict[str, Any] = {"cancels": [answered], **private}  # what is still being shown would fill it again
+        gr.on([reset.click, conversation.clear], begin, spoken, cleared, **anew)
+        spoken.change(change, spoken, [*(part for part, _, _ in shown), over, *cleared, found], **anew)
 
     fonts: Any = ["system-ui", "sans-serif"]  # those of the machine: nothing is fetched
     _, address, _ = page.queue(max_size=values["demo"]["max_waiting"], api_open=False).launch(

@@ -6,19 +6,20 @@ import re
 import pytest
 from safetensors.torch import load_file
 
-from tests.end_to_end.command import ENVIRONMENT, ROOT, SMALL, run, run_folder
+from tests.end_to_end.command import ROOT, SMALL, finish, run_folder, start
 
 
 @pytest.mark.slow
-def test_a_new_method(tmp_path, monkeypatch):
+def test_a_new_method(tmp_path):
     """Catches a documented path that does not work, or takes more than 60 lines."""
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(code.splitlines()) <= 60 and "python train.py method=dpo method.module=unlikelihood.Unlikelihood" in text
     (tmp_path / "unlikelihood.py").write_text(code, encoding="utf-8")
-    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     arguments = [*SMALL, "method=dpo", "method.module=unlikelihood.Unlikelihood", "trainer.log_every_n_steps=1"]
-    printed = run(*arguments, "trainer.max_steps=6", "optimizer.lr=1e-3", "data.max_examples=8", cwd=tmp_path)
+    short = ["trainer.max_steps=6", "optimizer.lr=1e-3", "data.max_examples=8"]
+    printed = finish(start(*arguments, *short, cwd=tmp_path, environment=path))
     assert "Done in" in printed and load_file(run_folder(tmp_path) / "export" / "model.safetensors")
     log = (run_folder(tmp_path) / "logs/version_0/metrics.csv").read_text().splitlines()
     column = log[0].split(",").index("train/loss")
