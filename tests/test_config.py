@@ -727,7 +727,7 @@ def test_going_on_uses_the_folder_of_the_run(monkeypatch, tmp_path, runs):
     last = runs("seed=7")
     monkeypatch.setattr(sys, "argv", ["train.py", "seed=7", "ckpt_path=last", f"output_dir={tmp_path / 'outputs'}"])
     aira.commandline.check("train")
-    assert sys.argv[-2:] == [f"ckpt_path='{last}'", f"hydra.run.dir='{last.parent.parent}'"]
+    assert sys.argv[-2:] == [f"ckpt_path={last}", f"hydra.run.dir={last.parent.parent}"]
     assert values(sys.argv[-2])["ckpt_path"] == str(last)
 
 

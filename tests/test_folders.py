@@ -56,7 +56,7 @@ def test_two_commands_of_one_second(tmp_path, monkeypatch):
         monkeypatch.setattr(aira.commandline, "composed_folder", lambda *_: "outputs/day/now")
         aira.commandline.check("train")
         found.append(sys.argv[-1])
-    assert found == ["hydra.run.dir='outputs/day/now'", "hydra.run.dir='outputs/day/now-2'"]
+    assert found == ["hydra.run.dir=outputs/day/now", "hydra.run.dir=outputs/day/now-2"]
 
 
 @pytest.mark.parametrize(
