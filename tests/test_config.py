@@ -123,7 +123,7 @@ PATHS = [
 @pytest.mark.parametrize("model, language, path", PATHS)
 def test_checkpoint_of_the_language(model, language, path):
     """Catches a language that does not choose its checkpoint; the files alone are read where no method fits."""
-    method = next((method for name, method in fitting() if name == model), None)
+    method = next((method for name, method, _ in fitting() if name == model), None)
     if method:
         found = values(f"model={model}", f"method={method}", f"language={language}")["model"]["path"]
     else:
