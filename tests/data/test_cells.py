@@ -58,12 +58,12 @@ def test_numbers_as_text():
     known = {"0": 0, "1": 1, "true": 1, "false": 0, "yes": 1}
     for value in ("1", "1.0", " 1 ", "True", "TRUE", 1, 1.0, True, "yes", ["0.0", "2.0"], ["False", "True"]):
         assert label(value, known) == 1, value
-    for value in ("0", "0.0", " 0", "False", "-0", 0, 0.0, False, ["0.0", "0", ""]):
+    for value in ("0", "0.0", " 0", "False", "-0", 0, 0.0, False, ["0.0", "0"]):
         assert label(value, known) == 0, value
-    for value in ("", "  ", None, float("nan")):
+    for value in ("", "  ", None, float("nan"), "nan", ["0.0", "0", ""]):
         with pytest.raises(BadRow, match="empty label"):
             label(value, known)
-    for value in ("NA", "nan", "0.5", "2", "one"):
+    for value in ("NA", "0.5", "2", "one"):
         with pytest.raises(AiraError, match="neither toxic nor harmless"):
             label(value, known)
     row = {"question": "q", "answer_0": "a", "answer_1": "b"}
