@@ -169,12 +169,10 @@ def run(stage: Stage) -> None:
         fine = run_trial(stage.overrides, stage.folder, str(Path.cwd()), "seconds") is not None
     else:
         where = {
-            "evaluate": [
-                override("hydra.run.dir", stage.folder),
-                "overwrite=true",
-            ],  # it is this stage's: see stage.json
-            "rejection_sampling": [f"output={stage.folder}"],
-            "reports": [f"output={stage.folder}/report.html"],
+            # the folder is this stage's: see stage.json
+            "evaluate": [override("hydra.run.dir", stage.folder), "overwrite=true"],
+            "rejection_sampling": [override("output", stage.folder)],
+            "reports": [override("output", stage.folder / "report.html")],
         }
         command = [sys.executable, *COMMANDS[stage.command], *stage.overrides, *where[stage.command]]
         fine = run_process(command, str(Path.cwd())) == 0

@@ -95,8 +95,11 @@ def _train(
     shared = {key: values[key] for key in ("optimizer", "schedule", "seed")}
     module = build({"_target_": method["module"]}, model=model, tokenizer=tokenizer, **shared, **method)
     steps = _steps(values["trainer"], data)
-    settings_now = json.loads(without_home(as_json(identity(written))))  # of plain types, for a checkpoint
-    record = {"settings": settings_now, "rows": data.rows_key, "tokenizer": tokenizer_content(tokenizer)}
+    record = {
+        "settings": json.loads(without_home(as_json(identity(written)))),  # of plain types, for a checkpoint
+        "rows": data.rows_key,
+        "tokenizer": tokenizer_content(tokenizer),
+    }
     changed: dict[str, Any] = {}
     if checkpoint:
         check_shapes(checkpoint, state["shapes"], module)

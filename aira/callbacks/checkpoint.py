@@ -61,23 +61,20 @@ def changed_settings(path: Path, state: dict[str, Any], record: dict[str, Any], 
         AiraError: the rows are others, or are split in another way, so that rows which were held out would be trained
             on; or the tokenizer is another; or the run has gone beyond its new end.
     """
-    before = state["record"]
-    settings = {
-        key: [before["settings"].get(key), record["settings"].get(key)]
-        for key in dict.fromkeys([*record["settings"], *before.get("settings", {})])
-        if before and before["settings"].get(key) != record["settings"].get(key)
-    }
+    before = state["record"] or record  # one that nobody wrote down is taken to be the same
+    keys = dict.fromkeys([*record["settings"], *before["settings"]])
+    pairs = {key: [before["settings"].get(key), record["settings"].get(key)] for key in keys}
+    settings = {key: [old, new] for key, (old, new) in pairs.items() if old != new}
     told = "; ".join(f"{key}={old} there, {new} here" for key, (old, new) in settings.items())
+    told = f" ({told})" if told else ""
     anew = "To train on from its weights as a new run: model.path=<its export> and no ckpt_path."
-    for key, what in (("rows", "rows of data.path, or their split,"), ("tokenizer", "tokenizer")):
-        if before and before[key] != record[key]:
-            raise AiraError(
-                f"ckpt_path={path}: the {what} have changed since this run began"
-                f"{f' ({told})' if told else ''}: rows that it held out would be trained on, and the other way round. "
-                f"Give it back what it began with. {anew}"
-                if key == "rows"
-                else f"ckpt_path={path} is of a run with another tokenizer{f' ({told})' if told else ''}. {anew}"
-            )
+    if before["rows"] != record["rows"]:
+        raise AiraError(
+            f"ckpt_path={path}: the rows of data.path, or their split, have changed since this run began{told}: rows "
+            f"that it held out would be trained on, and the other way round. Give it back what it began with. {anew}"
+        )
+    if before["tokenizer"] != record["tokenizer"]:
+        raise AiraError(f"ckpt_path={path} is of a run with another tokenizer{told}. {anew}")
     if state["step"] > steps:
         raise AiraError(
             f"ckpt_path={path}: the run is at step {state['step']}, and is to end after {steps}. Raise "

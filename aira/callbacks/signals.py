@@ -69,8 +69,8 @@ class Signals(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """All is saved but the export."""
         self.training = False
-        kept = any(isinstance(callback, Checkpoints) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        self.idle = f"after the last step, with no export written yet.{' Go on with ckpt_path=last.' * kept}"
+        way_on = " Go on with ckpt_path=last." * bool(_checkpoints(trainer))
+        self.idle = f"after the last step, with no export written yet.{way_on}"
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
@@ -89,8 +89,12 @@ class Signals(pl.Callback):
         if not signum:
             return
         said = f"Stopped by {signal.Signals(signum).name} after step {trainer.global_step}."
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Checkpoints):
-                callback.save_last(trainer)
-                said += f" Go on with ckpt_path=last, or {typed('ckpt_path', callback.folder / 'last.ckpt')}."
+        for callback in _checkpoints(trainer):
+            callback.save_last(trainer)
+            said += f" Go on with ckpt_path=last, or {typed('ckpt_path', callback.folder / 'last.ckpt')}."
         raise Stopped(signum, said)
+
+
+def _checkpoints(trainer: pl.Trainer) -> list[Checkpoints]:
+    """What writes checkpoints; a configuration may leave it out."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)]  # type: ignore[attr-defined]

@@ -29,6 +29,12 @@ def _reader(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], list[P
     return kept[1:]
 
 
+def has_control_tokens(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> bool:
+    """Whether the name of a control token stands in a message."""
+    pattern, _ = _reader(tokenizer)
+    return any(pattern.search(message["content"]) for message in messages)
+
+
 def as_text(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message]
 ) -> tuple[PreTrainedTokenizerBase, list[Message]]:
@@ -42,7 +48,7 @@ def as_text(
         Both as they were given where no message has a control token's name, which is nearly always.
     """
     pattern, readers = _reader(tokenizer)
-    if not any(pattern.search(message["content"]) for message in messages):
+    if not has_control_tokens(tokenizer, messages):
         return tokenizer, messages
     if not readers:
         reader = copy.deepcopy(tokenizer)

@@ -229,8 +229,8 @@ class DataModule(pl.LightningDataModule):
             told = {"toxic": f"any of {', '.join(column)} is above 0", "harmless": "none of them is"}
             return "; ".join(f"{kind}, where {told[kind]}: {count}" for kind, count in Counter(classes).most_common())
         names = named_classes(split.rows.features).get(column)
-        cells = split.rows.select_columns(column.split(".")[0] if column not in split.rows.column_names else column)
-        found = [pick(cells[int(i)], column) for i in split.index]
+        cells = split.rows.select_columns(column if column in split.rows.column_names else column.split(".")[0])
+        found = [pick(row, column) for row in cells.select(split.index)]
         shown = [f"{cell} ({names[cell]})" if names else str(cell) for cell in found]
         counts = Counter(zip(shown, classes, strict=True)).most_common()
         return "; ".join(f"label {cell} is {kind} in {count} rows" for (cell, kind), count in counts)

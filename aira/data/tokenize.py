@@ -19,7 +19,7 @@ from filelock import FileLock
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from aira.data.control import BROKEN, as_text
+from aira.data.control import BROKEN, as_text, has_control_tokens
 from aira.data.schemas import (
     BadRow,
     Message,
@@ -214,8 +214,7 @@ def encode_scorer(
     """
     branches, cut, control = [], False, False
     for messages in conversations:
-        reader, shown = as_text(tokenizer, messages)
-        control |= reader is not tokenizer
+        control |= has_control_tokens(tokenizer, messages)
         *prompt, response = messages
         if padded or not prompt:
             texts = [segment(prompt), response["content"]] if prompt else [response["content"]]
@@ -224,6 +223,7 @@ def encode_scorer(
             kept = read(truncation=True, max_length=max_length)["input_ids"]
             tokenizer.backend_tokenizer.no_truncation()  # or the export would have it, too
         else:
+            reader, shown = as_text(tokenizer, messages)
             whole, ranges = render(reader, shown)
             ids, offsets = _encoded(reader, whole)
             before = sum(start < ranges[-1][0] for start, _ in offsets)

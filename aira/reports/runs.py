@@ -64,8 +64,8 @@ def find_runs(path: Path) -> list[Run]:
     for folder in sorted(found):
         try:
             wrote = any((folder / name).exists() for name in ("metrics.json", "logs", "checkpoints"))
-            if wrote and "method" in read_config(folder):  # an evaluation has none
-                runs.append(read_run(folder))
+            if wrote and "method" in (values := read_config(folder)):  # an evaluation has none
+                runs.append(_run(folder, values))
         except AiraError as error:
             print(f"Notice: {folder} is passed over: {error}", file=sys.stderr)
     if not runs:
@@ -73,7 +73,10 @@ def find_runs(path: Path) -> list[Run]:
     return runs
 
 
-NEEDED = {"model": "path role", "method": "name head label monitor mode summary", "data": "path max_length"} | {
+NEEDED = {
+    "model": "path role",
+    "method": "name head label monitor mode summary",
+    "data": "path max_length",
     "language": "code questions",
     "optimizer": "",
     "schedule": "",
@@ -88,7 +91,11 @@ def read_run(folder: Path) -> Run:
     Raises:
         AiraError: it has no configuration of a training run.
     """
-    values = read_config(folder)
+    return _run(folder, read_config(folder))
+
+
+def _run(folder: Path, values: dict[str, Any]) -> Run:
+    """See `read_run`; the configuration has been read."""
     for group, keys in NEEDED.items():
         there = values.get(group)
         missing = [key for key in keys.split() if not isinstance(there, dict) or key not in there]
