@@ -210,7 +210,7 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
 
         def answer(code: str, text: str, before: list[Message], guarded: bool, *sampling: float) -> Iterator[Any]:
             if not text.strip():
-                yield [gr.skip()] * 5
+                yield [gr.skip()] * 6
                 return
             settings = dict(zip(("n", "temperature", "top_k", "top_p"), sampling, strict=True))
             whole = {name: int(settings[name]) for name in ("n", "top_k")}
@@ -218,11 +218,12 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
             try:
                 for said, several, dropped in demo.reply(code, text, before, guarded, **settings | whole):
                     note = gr.update(value=TEXTS[code]["forgotten"].format(dropped), visible=dropped > 0)
-                    yield as_text(said), said, headed(code, "columns", table(several, code)), note, emptied
+                    rows = headed(code, "columns", table(several, code))
+                    yield as_text(said), said, rows, note, emptied, gr.update(interactive=False)
                     emptied = gr.skip()  # the next message may be being typed
             except AiraError as error:
                 refuse(error)
-                yield [gr.skip()] * 5
+                yield [gr.skip()] * 6
 
         def look(code: str, text: str, part: str) -> Any:
             try:
@@ -234,25 +235,28 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
         def begin(code: str) -> list[Any]:
             return [[], [], headed(code, "columns", []), gr.update(visible=False)]
 
-        def change(code: str) -> list[Any]:
+        def rename(code: str) -> list[Any]:
             over_choices = gr.update(choices=[(TEXTS[code][part], part) for part in PARTS])
             labels = [gr.update(**{prop: TEXTS[code][key]}) for _, prop, key in shown]
-            return [*labels, over_choices, *begin(code), headed(code, "rows", [])]
+            return [*labels, over_choices]
 
         private: dict[str, Any] = {"api_visibility": "private"}
+        in_turn: dict[str, Any] = {"concurrency_id": "answers", "concurrency_limit": 1, **private}
         answered = gr.on(
             [message.submit, send.click],
             answer,
             [spoken, message, history, guard, n, temperature, top_k, top_p],
-            [conversation, history, candidates, forgotten, message],
-            concurrency_limit=1,  # the sampling sets the random state of the process
-            **private,
+            [conversation, history, candidates, forgotten, message, send],
+            **in_turn,  # the sampling sets the random state of the process
         )
-        cleared = [conversation, history, candidates, forgotten]
+        answered.then(lambda: gr.update(interactive=True), None, send, **private)
         gr.on([query.submit, search.click], look, [spoken, query, over], found, **private)
-        anew: dict[str, Any] = {"cancels": [answered], **private}  # what is still being shown would fill it again
-        gr.on([reset.click, conversation.clear], begin, spoken, cleared, **anew)
-        spoken.change(change, spoken, [*(part for part, _, _ in shown), over, *cleared, found], **anew)
+        # An answer that is being shown would fill the conversation again: it is ended, and waited for.
+        cleared = [conversation, history, candidates, forgotten]
+        gr.on([reset.click, conversation.clear], begin, spoken, cleared, cancels=[answered], **in_turn)
+        spoken.change(
+            rename, spoken, [*(part for part, _, _ in shown), over], cancels=[answered], show_progress="hidden", **private
+        ).then(begin, spoken, cleared, **in_turn).then(lambda code: headed(code, "rows", []), spoken, found, **private)
 
     fonts: Any = ["system-ui", "sans-serif"]  # those of the machine: nothing is fetched
     _, address, _ = page.queue(max_size=values["demo"]["max_waiting"], api_open=False).launch(
