@@ -132,11 +132,12 @@ def test_weights_that_are_not_there_are_named(tmp_path, name, head, fault, messa
     """Catches layers, heads and rows that are made at random, and numbers that are none."""
     folder = saved(tmp_path, name, head)
     role = "encoder" if name in ENCODERS else "causal"
-    attention = {"attn_implementation": "sdpa"} if role == "encoder" else {}
+    settings = {"attn_implementation": "sdpa"} if role == "encoder" else {}
+    settings |= {"label": "reward"} if head == "score" else {}
 
     def load():
         tokenizer, added = load_tokenizer(folder, role=role, head=head, template=None)
-        return load_model(folder, tokenizer, added, role=role, head=head, **attention)
+        return load_model(folder, tokenizer, added, role=role, head=head, **settings)
 
     load()
     fault(folder)
