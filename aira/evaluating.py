@@ -104,13 +104,13 @@ def _models(values: dict[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for given in values["models"] or [values["model"]["path"]]:
         if given == "last":
-            newest = exports(values["output_dir"])
-            if not newest:
+            newest = next(exports(values["output_dir"]), None)
+            if newest is None:
                 raise AiraError(
                     f"model.path=last: no run below {values['output_dir']}/ has an export. Train first (python "
                     "train.py), or name a model: model.path=<folder or hub id>, or model=gpt2-124m."
                 )
-            paths = [str(newest[0])]
+            paths = [str(newest)]
         elif "*" in given:
             paths = sorted(glob.glob(given))
             if not paths:

@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,24 +197,36 @@ def newest_first(folder: str | Path, pattern: str) -> list[Path]:
     return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
 
 
-def exports(output_dir: str) -> list[Path]:
+def exports(output_dir: str) -> Iterator[Path]:
     """The exports of the runs below a folder, the newest first; one that was not copied or written whole is told."""
-    found = [file.parent for file in newest_first(output_dir, "*/*/export/config.json")]
-    for folder in found:
-        if lacking := _lacking(folder):
-            print(f"Notice: {shown(folder)} is passed over: it has no {lacking}.", file=sys.stderr)
-    return [folder for folder in found if not _lacking(folder)]
+    for file in newest_first(output_dir, "*/*/export/config.json"):
+        if wrong := _wrong_with(file.parent):
+            print(f"Notice: {shown(file.parent)} is passed over: {wrong}.", file=sys.stderr)
+        else:
+            yield file.parent
 
 
-def _lacking(folder: Path) -> str | None:
-    """The first file that an export has not, as far as names tell."""
+def _wrong_with(folder: Path) -> str | None:
+    """What an export has not, or has not whole, as far as names, JSON and the lengths of weights tell."""
+    from safetensors import SafetensorError, safe_open
+
     index = folder / "model.safetensors.index.json"
     weights = ["model.safetensors"]
     if index.is_file():
         with contextlib.suppress(ValueError, AttributeError, KeyError):  # a damaged one says nothing of its parts
             weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     names = ["config.json", *weights, "tokenizer_config.json", "tokenizer.json"]
-    return next((name for name in names if not (folder / name).is_file()), None)
+    for name in names:
+        if not (folder / name).is_file():
+            return f"it has no {name}"
+        try:
+            if name in weights:
+                safe_open(folder / name, "np")  # reads the list of tensors, which must fill the file
+            elif not isinstance(json.loads((folder / name).read_text(encoding="utf-8")), dict):
+                raise ValueError("no keys")
+        except (OSError, ValueError, RecursionError, SafetensorError):
+            return f"its {name} is damaged, most likely cut short"
+    return None
 
 
 def shown(path: Path) -> str:

@@ -13,7 +13,7 @@ from tests.data.test_control import SAID
 from tests.data.test_folders import FOLDERS, REFUSED_FOLDERS
 from tests.data.test_pairs_and_labels import NAMES, SAME, UNLABELLED
 from tests.data.test_rows import READ, REFUSED
-from tests.models.test_damaged import DAMAGE
+from tests.models.test_damaged import DAMAGE, USED
 from tests.reports.test_page import STRANGE
 from tests.test_files import PATHS
 
@@ -44,7 +44,7 @@ KINDS = (
         "one prompt in two forms", "one prompt: never on both sides of a split", SAME, "data/test_pairs_and_labels.py"
     ),
     Kind("control tokens in a text", "plain text to the model, and counted", SAID, "data/test_control.py"),
-    Kind("models that are damaged or foreign", "refused, with the folder", DAMAGE, "models/test_damaged.py"),
+    Kind("models that are damaged or foreign", "refused, with the folder", DAMAGE | USED, "models/test_damaged.py"),
     Kind("files of questions for a chat", "answered, or refused with the row", FILES, "chat/test_command.py"),
     Kind("requests to the demo", "answered where host and origin are its own", REQUESTS, "chat/test_gate.py"),
     Kind("a run that goes on as another", "told and recorded, or refused", CHANGES, "callbacks/test_checkpoint.py"),

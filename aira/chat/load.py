@@ -60,8 +60,11 @@ def _last(role: str, language: str, output_dir: str) -> str | None:
     from aira.chat.pipeline import language_of, role_of
 
     for export in exports(output_dir):
-        if role_of(export) == role and language_of(str(export)) == language:
-            return str(export)
+        try:
+            if role_of(export) == role and language_of(str(export)) == language:
+                return str(export)
+        except AiraError as error:
+            print(f"Notice: {export} is passed over: {error}", file=sys.stderr)
     if role == "chat":
         raise AiraError(
             f"chat_model=last: no run below {output_dir}/ has a chat model in language={language}. "

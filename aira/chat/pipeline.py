@@ -13,7 +13,7 @@ from aira.data.schemas import BadRow, Message
 from aira.data.trees import Tree
 from aira.errors import AiraError
 from aira.evaluation.scorers import ScoringModel
-from aira.files import locate
+from aira.files import locate, passed_over
 from aira.models.backbone import context_length, load_config, load_model, load_tokenizer, score_label
 from aira.models.generation import answer, prompt_ids
 from aira.models.template import use_own_template
@@ -249,11 +249,15 @@ class Chat:
 
 
 def language_of(path: str) -> str | None:
-    """The language that a local model's card names."""
+    """The language that a local model's card names; None where it names none, or cannot be read, which is told."""
     folder = Path(locate(path)).expanduser()
     for card in (folder / "README.md", folder / "export" / "README.md"):
         if card.is_file():
-            language = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("language")
+            try:
+                language = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("language")
+            except Exception as error:  # a card is a text of others, and any part of YAML
+                passed_over(card, error)
+                return None
             return language if isinstance(language, str) else None
     return None
 

@@ -28,6 +28,7 @@ from aira.evaluation.statistics import beside, class_figures
 from aira.evaluation.tasks import SCORER_TASKS, ScorerRow, harness_task, scorer_rows
 from aira.files import as_json
 from aira.models.backbone import content, load_model, load_tokenizer
+from aira.models.generation import prompt_ids
 
 Measured = tuple[list[Line], dict[str, Any]]
 """Lines of the table (of a scorer, those of its baselines too), and what results.json is to hold."""
@@ -55,6 +56,8 @@ def chat(name: str, path: str, tasks: list[str], values: dict[str, Any], where: 
     tokenizer, added = load_tokenizer(path, template=None, **where)
     if suite["chat_template"] and not tokenizer.chat_template:
         raise AiraError(f"{path} has no chat template: eval.chat_template=false asks it plainly.")
+    if suite["chat_template"]:
+        prompt_ids(tokenizer, [{"role": "user", "content": "?"}])  # one that refuses all is told now
     model = load_model(path, tokenizer, added, **where).to(_device(values))
     language = PackedLM(model, tokenizer, suite["tokens_per_row"], _autocast(suite), max_length=suite["max_length"])
     shots = suite["num_fewshot"]

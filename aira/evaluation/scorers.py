@@ -49,9 +49,10 @@ class ScoringModel:
         meaning = score_label(config)
         if config.num_labels != 1 or meaning is None:
             raise AiraError(f"{path} is no scorer: it needs a sequence-classification head with one output.")
-        self.path, self.meaning, self.threshold = path, meaning, float(getattr(config, "threshold", 0.0))
-        if not math.isfinite(self.threshold):
-            raise AiraError(f"{path}: the threshold in its config.json is {self.threshold}, below which no score is.")
+        threshold = getattr(config, "threshold", 0.0)
+        if not (isinstance(threshold, (int, float)) and abs(threshold) < 1e300):
+            raise AiraError(f"{path}: the threshold in its config.json is {threshold}, below which no score is.")
+        self.path, self.meaning, self.threshold = path, meaning, threshold
         self.padded = config.model_type in VERIFIED["encoder"]
         role = "encoder" if self.padded else "causal"
         self.tokenizer, added = load_tokenizer(path, role=role, head="score", template=None, **where)

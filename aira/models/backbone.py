@@ -123,6 +123,7 @@ def load_config(
             settings = AutoConfig.for_model(**{**(config or {}), **ours})
         else:
             settings = AutoConfig.from_pretrained(source, **arguments)
+            _check_settings(path, settings, quantized="gguf_file" in arguments)
     if adapter and (adapter_settings(adapter) or {}).get("task_type") == "SEQ_CLS":
         as_scorer(settings, adapter_weights(adapter))
     if config and config["model_type"] != settings.model_type:
@@ -139,6 +140,26 @@ def load_config(
     if head == "lm" and any(name.endswith("ForSequenceClassification") for name in settings.architectures or ()):
         raise AiraError(f"{path} is a scorer, without a language-model head. Start from the model that it was made of.")
     return settings, fresh
+
+
+def _check_settings(path: str, config: PretrainedConfig, quantized: bool) -> None:
+    """Refuse a configuration by which weights or scores would be read as something else.
+
+    Args:
+        quantized: whether quantized weights are expected, as in a GGUF file, which are made floating-point numbers.
+    """
+    names, labels = config.architectures or [], config.id2label
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise AiraError(f"{path}: architectures in its config.json is {names}, and no list of names.")
+    if any("SequenceClassification" in name for name in names) and not isinstance(labels.get(0), str):
+        raise AiraError(f"{path}: id2label in its config.json is {labels}, and does not say what its score means.")
+    if (positions := getattr(config, "max_position_embeddings", None)) is not None and positions < 1:
+        raise AiraError(f"{path}: its config.json gives it {positions} positions, and so no context.")
+    if not quantized and (found := getattr(config, "quantization_config", None)):
+        raise AiraError(
+            f"{path} is quantized (quantization_config in its config.json is {str(found)[:60]}), and such weights are "
+            "not read. Take the model that it was made of, in float32, float16 or bfloat16."
+        )
 
 
 def score_label(config: PretrainedConfig) -> str | None:
@@ -259,6 +280,8 @@ def load_model(
         new, other = (head == "score" and one for one in (not scorer, not scorer or adapter is not None))
         check_loaded(path, info, new_head=new, no_lm_head=other, brought=names)
         check_rows(path, model, tokenizer, added, brought)
+        if head == "lm" and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+            model.config.tie_word_embeddings = False  # or what resizes and saves would drop the head of the files
     _forget_quantization(model)
     if activation:
         model.config.activation_function = activation

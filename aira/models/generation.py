@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aira.data.control import as_text
 from aira.data.schemas import Message
-from aira.errors import AiraError
+from aira.errors import AiraError, reason_of
 from aira.models.backbone import as_list, context_length, unwrap
 
 GENERATION_BATCH = 64
@@ -21,9 +21,26 @@ PADDED = {"temperature", "top_k", "top_p"}
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    """The tokens of a conversation that the model is to go on with; control tokens in a message are plain text."""
+    """The tokens of a conversation that the model is to go on with; control tokens in a message are plain text.
+
+    Raises:
+        AiraError: the chat template refuses the conversation, or makes nothing of it; or a message is no text.
+    """
+    try:
+        "".join(one["content"] for one in messages).encode()
+    except UnicodeEncodeError as error:
+        raise AiraError("A message has half of a character (a surrogate that stands alone), and is no text.") from error
     reader, messages = as_text(tokenizer, messages)
-    ids: list[int] = reader.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
+    try:
+        ids: list[int] = reader.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+    except Exception as error:  # a template is a program of others
+        raise AiraError(
+            f"{tokenizer.name_or_path}: its chat template refuses the conversation: {reason_of(error)}"
+        ) from error
+    if not ids:
+        raise AiraError(f"{tokenizer.name_or_path}: its chat template makes nothing of the conversation.")
     return ids
 
 

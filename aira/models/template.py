@@ -48,7 +48,7 @@ def use_own_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give a published Aira model, whose tokenizer has the special tokens and no template, the template, in place.
 
     Raises:
-        AiraError: there is no template, and the special tokens are not there either.
+        AiraError: there is no template, and the special tokens are not there either; or no token to pad by.
     """
     if not tokenizer.chat_template:
         known = tokenizer.get_vocab()
@@ -58,7 +58,17 @@ def use_own_template(tokenizer: PreTrainedTokenizerBase) -> None:
                 "(python train.py method=sft), or name a model that was."
             )
         tokenizer.chat_template = chat_template(SPECIAL_TOKENS["bos_token"] in known)
+    _pad_by_the_end(tokenizer)
+
+
+def _pad_by_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Pad by the end token where there is no other, in place."""
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise AiraError(
+                f"{tokenizer.name_or_path} has no end token and none for padding: set eos_token in its "
+                "tokenizer_config.json to the token that ends an answer."
+            )
         tokenizer.pad_token = tokenizer.eos_token
 
 
@@ -74,15 +84,14 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, template: str, prompt_bos
         Ids of the tokens that were added to the vocabulary.
 
     Raises:
-        AiraError: `native`, and the tokenizer has no chat template.
+        AiraError: `native`, and the tokenizer has no chat template, or no token to pad by.
     """
     if template == "native":
         if not tokenizer.chat_template:
             raise AiraError(
                 f"model.template=native: {tokenizer.name_or_path} has no chat template. Use model.template=aira."
             )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        _pad_by_the_end(tokenizer)
         return []
     if speaks_aira(tokenizer):
         return []

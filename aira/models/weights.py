@@ -230,6 +230,7 @@ def merged(model: PreTrainedModel, folder: str, weights: dict[str, Tensor], scor
         AiraError: the adapter is of another base, is not whole, or is no kind that can be merged.
     """
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     with explained(folder):
         settings = PeftConfig.from_pretrained(folder)
@@ -237,9 +238,12 @@ def merged(model: PreTrainedModel, folder: str, weights: dict[str, Tensor], scor
             settings.task_type = None
             kept = [name for name in settings.modules_to_save or () if not LM_HEADS.match(f"{name}.")]
             settings.modules_to_save = kept or None
+        if not hasattr(PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type], "merge_and_unload"):
+            raise AiraError(
+                f"{folder} is an adapter of the kind {settings.peft_type.value}, which changes no weight and cannot be "
+                "merged."
+            )
         adapted: Any = get_peft_model(model, settings)
-        if not hasattr(adapted, "merge_and_unload"):
-            raise AiraError(f"{folder} is an adapter of the kind {settings.peft_type}, which cannot be merged.")
         wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         whole = wanted | {name: tensor for name, tensor in adapted.state_dict().items() if name not in wanted}
         if scorer and settings.task_type is None:

@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 
+from aira.chat.pipeline import Chat, language_of
 from aira.data.schemas import BadRow
 from aira.data.tokenize import encode
 from aira.errors import AiraError
+from aira.evaluation.scorers import ScoringModel
 from aira.models.backbone import end_tokens, load_config, load_model, load_tokenizer
 from aira.models.export import export
 
@@ -38,6 +40,14 @@ def settings(**changed):
     def change(folder):
         config = json.loads((folder / "config.json").read_text()) | changed
         (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+def tokens(**changed):
+    def change(folder):
+        config = json.loads((folder / "tokenizer_config.json").read_text()) | changed
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
     return change
 
@@ -77,13 +87,18 @@ DAMAGE = {
     "a missing part": (index(PART), "model-00001-of-00002.safetensors"),
     "an index without names": (index({}), "weight_map"),
     "an index that is a list": (index([]), "could not be loaded"),
-    "quantized by bitsandbytes": (
-        settings(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
-        "bitsandbytes",
-    ),
-    "quantized by GPTQ": (settings(quantization_config={"quant_method": "gptq", "bits": 4}), "could not be loaded"),
-    "quantized by AWQ": (settings(quantization_config={"quant_method": "awq", "bits": 4}), "could not be loaded"),
+    **{
+        f"quantized by {name}": (settings(quantization_config={"quant_method": name, "bits": 4}), "is quantized")
+        for name in ("bitsandbytes", "gptq", "awq", "fp8", "mxfp4", "compressed-tensors", "a new method")
+    },
+    "quantized by nobody": (settings(quantization_config={"bits": 4}), "is quantized"),
     "quantized in a wrong form": (settings(quantization_config=5), "could not be loaded"),
+    "of a class that is a number": (settings(architectures=5), "architectures in its config.json is 5"),
+    "of a class that is no list": (settings(architectures="GPT2LMHeadModel"), "and no list of names"),
+    "of classes that are numbers": (settings(architectures=[5]), "and no list of names"),
+    "without a position": (settings(n_positions=0), "0 positions, and so no context"),
+    "positions below 0": (settings(n_positions=-5), "-5 positions, and so no context|could not be loaded"),
+    "no token that ends an answer": (tokens(eos_token=None, pad_token=None), "has no end token and none for padding"),
     "configuration that is cut": (cut("config.json", 30), "config"),
     "configuration that is a list": (content("config.json", "[1]"), "could not be loaded"),
     "configuration that is null": (content("config.json", "null"), "could not be loaded"),
@@ -130,6 +145,66 @@ def test_a_damaged_model(whole, tmp_path, damage, told):
     with pytest.raises((AiraError, BadRow), match=told) as raised:
         load(folder)
     assert isinstance(raised.value, BadRow) or "theirs" in str(raised.value)
+
+
+def scorer(folder):
+    model = ScoringModel(str(folder))
+    return model.score([model.encode([[{"role": "assistant", "content": "Hello"}]])])
+
+
+def chat(folder):
+    return Chat(str(folder), n=1, max_new_tokens=2).reply("Hi")
+
+
+USED = {
+    "a score without a meaning": (scorer, settings(id2label={}), "does not say what its score means"),
+    "a score of another output": (scorer, settings(id2label={"1": "reward"}), "does not say what its score means"),
+    "a score whose meaning is a number": (scorer, settings(id2label={"0": 5}), "does not say what its score means"),
+    "a score whose meanings are a list": (scorer, settings(id2label=["reward"]), "could not be loaded"),
+    "a threshold in words": (scorer, settings(threshold="low"), "threshold in its config.json is low"),
+    "a threshold that is null": (scorer, settings(threshold=None), "threshold in its config.json is None"),
+    "a threshold that is a list": (scorer, settings(threshold=[1]), "threshold in its config.json is"),
+    "a threshold beyond all numbers": (scorer, settings(threshold=10**400), "threshold in its config.json is"),
+    "a quantized scorer": (scorer, settings(quantization_config={"quant_method": "fp8"}), "is quantized"),
+    "a chat by a template that divides by zero": (chat, template("{{ 1/0 }}"), "template refuses the conversation"),
+    "a chat by a template that reads nothing": (chat, template("{{ messages[0].x.y }}"), "refuses the conversation"),
+    "a chat by a template that writes nothing": (chat, template("{# #}"), "makes nothing of the conversation"),
+    "a chat without an end token": (chat, tokens(eos_token=None, pad_token=None), "has no end token and none for"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole_scorer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scorer")
+    tokenizer, added = load_tokenizer(TINY, head="score")
+    export(load_model(TINY, tokenizer, added, head="score", label="reward", config=SHAPE), tokenizer, folder / "e", "")
+    return folder / "e"
+
+
+@pytest.mark.parametrize("use, damage, told", USED.values(), ids=USED)
+def test_a_damaged_model_that_is_used(whole, whole_scorer, tmp_path, use, damage, told):
+    """Catches a traceback where a scorer or a chat model is asked."""
+    folder = shutil.copytree(whole_scorer if use is scorer else whole, tmp_path / "theirs")
+    use(folder)
+    damage(folder)
+    with pytest.raises(AiraError, match=told) as raised:
+        use(folder)
+    assert "theirs" in str(raised.value)
+
+
+CARDS = (
+    b"---\nlanguage: [\n---\n",
+    b"---\nlanguage: \xe9\n---\n",
+    b"---\n- a\n---\n",
+    b"---\nlanguage: 5\neval_results: 7\n---\n",
+)
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_a_damaged_card(tmp_path, capsys, card):
+    """Catches a traceback of a card of others, of which a chat reads the language alone."""
+    (tmp_path / "README.md").write_bytes(card)
+    assert language_of(str(tmp_path)) is None and "README.md is passed over" in capsys.readouterr().err
 
 
 def test_a_whole_model(whole, tmp_path):

@@ -192,6 +192,18 @@ def test_a_half_export_is_never_the_last(tmp_path, missing, capsys):
     assert ("half" in said and missing in said) or missing == "config.json"
 
 
+@pytest.mark.parametrize("damaged", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("keep", [0, 7, -9])
+def test_a_damaged_export_is_never_the_last(tmp_path, damaged, keep, capsys):
+    """Catches `last` that takes an export of which a file was cut short, and every later chat that ends by it."""
+    for name in ("whole", "half"):
+        made(tmp_path / "day" / name / "export", "gpt2")
+    file = tmp_path / "day" / "half" / "export" / damaged
+    file.write_bytes(file.read_bytes()[:keep])
+    assert [one.parent.name for one in exports(str(tmp_path))] == ["whole"]
+    assert f"its {damaged} is damaged" in capsys.readouterr().err
+
+
 READ = """
 import json, sys, torch, transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer

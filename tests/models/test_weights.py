@@ -20,6 +20,7 @@ from aira.errors import AiraError
 from aira.evaluation.scorers import ScoringModel
 from aira.files import locate
 from aira.models.backbone import hidden_states, load_model, load_tokenizer, unwrap
+from aira.models.export import export
 from tests.models.conftest import CAUSAL, ENCODERS, make
 
 TEXTS = ["Thank you for the lovely evening.", "Shut your mouth, you fool.", "It is 5."]
@@ -169,6 +170,25 @@ def test_masks_of_older_files_are_no_weights(tmp_path, old, capsys):
     assert not capsys.readouterr().out
 
 
+@pytest.mark.parametrize("template", [None, "aira"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_head_beside_embeddings_that_are_said_to_be_tied(tmp_path, name, template):
+    """Catches a trained head that gives way to the embeddings: when tokens are added, and when it is exported."""
+    folder = saved(tmp_path / "model", name, "lm", tie_word_embeddings=True)
+    (embeddings,) = (
+        key for key in load_file(f"{folder}/model.safetensors") if key.endswith(("wte.weight", "tokens.weight"))
+    )
+    change(folder, lambda weights: weights.update({"lm_head.weight": torch.randn_like(weights[embeddings])}))
+    head = load_file(f"{folder}/model.safetensors")["lm_head.weight"]
+    tokenizer, added = load_tokenizer(folder, template=template)
+    model = load_model(folder, tokenizer, added)
+    assert bool(added) == (template == "aira")
+    assert torch.equal(model.get_output_embeddings().weight[: len(head)], head)
+    export(model, tokenizer, tmp_path / "export", "card")
+    again = load_model(str(tmp_path / "export"), *load_tokenizer(str(tmp_path / "export"), template=None))
+    assert torch.equal(again.get_output_embeddings().weight[: len(head)], head)
+
+
 TARGETS = {"gpt2": ["c_attn", "c_fc"], "llama": ["q_proj", "up_proj"], "opt": ["q_proj", "fc1"], "bert": ["query"]}
 
 
@@ -260,7 +280,12 @@ ADAPTER_FAULTS = {
     "other modules": (adapter_settings(target_modules=["nothing_like_it"]), r"could not be loaded: .*nothing_like_it"),
     "numbers that are none": (scaled(float("nan")), "NaN or infinity"),
     "integers": (adapter_change(lambda w: {k: v.to(torch.int32) for k, v in w.items()}), "as I32"),
-    "another kind": (adapter_settings(**PROMPTS), r"cannot be merged|could not be loaded"),
+    "prompts": (adapter_settings(**PROMPTS), "of the kind PROMPT_TUNING, which changes no weight"),
+    "prefixes": (
+        adapter_settings(**PROMPTS | {"peft_type": "PREFIX_TUNING"}),
+        "of the kind PREFIX_TUNING, which changes",
+    ),
+    "a kind that nobody knows": (adapter_settings(peft_type="FOO"), r"could not be loaded: there is no 'FOO'"),
 }
 
 
