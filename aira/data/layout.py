@@ -20,7 +20,7 @@ FORMATS = (".json", ".jsonl", ".csv", ".parquet", ".tsv")
 WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    "test": "test",
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 """The words that name a split."""
 
@@ -91,10 +91,10 @@ def arrange(path: str, base: Path, files: Iterable[Path]) -> tuple[dict[str, lis
     if named and plain:
         names = [str(file.relative_to(base)) for file in plain]
         left["the name says no split, and other files' names do"] = names
-    said = [
-        f"{path}: left out {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}: {reason}."
-        for reason, names in left.items()
-    ]
+    said = [f"{path}: left out {_some(names)}: {reason}." for reason, names in left.items()]
+    if not named and len(plain) > 1 and not all(SHARD.match(file.name) for file in plain):
+        names = [str(file.relative_to(base)) for file in plain]
+        said.append(f"{path}: no name says a split, so all files are read as train: {_some(names)}.")
     splits = named or ({"train": plain} if plain else {})
     if not splits:
         raise AiraError(" ".join([f"data.path={path}: the folder holds no {', '.join(FORMATS)} file.", *said]))
@@ -107,6 +107,10 @@ def arrange(path: str, base: Path, files: Iterable[Path]) -> tuple[dict[str, lis
     return {
         split: splits[split] for split in sorted(splits, key=lambda s: (order.index(s) if s in order else 3, s))
     }, said
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _missing_shards(path: str, split: str, files: list[Path]) -> list[str]:

@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import re
+import shlex
 import sys
 import zlib
 from collections.abc import Iterator
@@ -17,7 +18,27 @@ from aira.errors import AiraError, reason_of
 
 csv.field_size_limit(sys.maxsize)  # the library's own limit is 128 kB a cell
 
-UNICODE_MARKS = ((codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"), (codecs.BOM_UTF32_BE, "UTF-32"))
+FOREIGN = {
+    b"\x1f\x8b": "compressed by gzip: give it a name that ends in .gz, or unpack it",
+    b"PK\x03\x04": "a zip archive (such as .xlsx): unpack it, or export the table as CSV",
+    b"\xfd7zXZ\0": "compressed by xz: unpack it",
+    b"BZh91AY&SY": "compressed by bzip2: unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it",
+    b"PAR1\x15": "parquet: give it a name that ends in .parquet",
+    b"ARROW1\0": "an Arrow table: write it as parquet, or as JSON lines",
+}
+"""How files begin that are no text, and what to do with one."""
+
+MARKS = {  # the longer first, of which another is the beginning
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+BOMS = re.compile(rb"\A(?:\xef\xbb\xbf)+")
+
+DEEPEST = 50
+"""Lists and objects in one another; an Arrow table holds 63."""
 
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -41,29 +62,52 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _lines(file: Path) -> Iterator[str]:
-    """The lines of a text file, compressed or not, with their ends."""
+    """The lines of a text file, compressed or not, with their ends; CR ends them in a file that has no LF."""
     number = 0
+    packed = file.suffix.lower() == ".gz"
     try:
-        with (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rb") as stream:
-            for raw in stream:
+        with (gzip.open if packed else open)(file, "rb") as stream:
+            first = stream.readline()
+            _check_text(file, first)
+            first = BOMS.sub(b"", first)
+            alone = not first.endswith(b"\n")  # the whole file, so that nothing follows
+            for raw in itertools.chain(re.findall(rb"[^\r]*\r|[^\r]+", first) if alone else [first], stream):
                 number += 1
-                if number == 1:
-                    for mark, encoding in UNICODE_MARKS:
-                        if raw.startswith(mark):
-                            convert = f"iconv -f {encoding} -t UTF-8 {file} > <a new file>"
-                            raise AiraError(f"{file}: this is {encoding}, not UTF-8. `{convert}` converts it.")
-                    raw = raw.removeprefix(codecs.BOM_UTF8)
                 if b"\0" in raw:
                     raise AiraError(f"{file}, line {number}: a byte is zero, so it is no text, or not UTF-8.")
                 yield raw.decode()
     except UnicodeDecodeError as error:
-        convert = f"iconv -f LATIN1 -t UTF-8 {file} > <a new file>"
         said = f"{file}, line {number}: this is not UTF-8 ({error.reason})."
-        raise AiraError(f"{said} If it is Latin-1, `{convert}` converts it.") from error
+        raise AiraError(f"{said} If it is Latin-1, {_conversion(file, 'LATIN1')}") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise AiraError(f"{file}: the compressed file is damaged or cut: {reason_of(error)}.") from error
     except OSError as error:
         raise AiraError(f"{file} could not be read: {error.strerror or reason_of(error)}.") from error
+
+
+def _check_text(file: Path, first: bytes) -> None:
+    """Whether a file's first line is not that of another format, or of another encoding than UTF-8."""
+    for mark, what in FOREIGN.items():
+        if first.startswith(mark):
+            raise AiraError(f"{file}: what it holds is no text but {what}.")
+    for mark, encoding in MARKS.items():
+        if first.startswith(mark):
+            raise AiraError(f"{file}: this is {encoding}, not UTF-8: {_conversion(file, encoding)}")
+
+
+def _conversion(file: Path, encoding: str) -> str:
+    """How a file is written anew in UTF-8."""
+    name = shlex.quote(str(file))
+    to = f"iconv -f {encoding} -t UTF-8"
+    command = f"gzip -dc {name} | {to}" if file.suffix.lower() == ".gz" else f"{to} {name}"
+    return f"`{command} > <a new file>` converts it."
+
+
+REASONS = {
+    "end of data": "a quote is opened and not closed",
+    "new-line character": "a carriage return (CR) stands in a cell without quotes",
+}
+"""What the library's errors mean."""
 
 
 def _csv_rows(file: Path) -> Iterator[dict[str, str]]:
@@ -80,7 +124,7 @@ def _csv_rows(file: Path) -> Iterator[dict[str, str]]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            reason = "a quote is opened and not closed" if "end of data" in str(error) else str(error)
+            reason = next((said for sign, said in REASONS.items() if sign in str(error)), str(error))
             raise AiraError(f"{file}, line {start + 1}: this is not CSV: {reason}.") from error
         if cells is None:
             return
@@ -115,7 +159,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=Decimal, parse_constant=Decimal)
+TOO_DEEP = f"lists and objects are nested too deep, in more than {DEEPEST} of one another."
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object,
+    parse_float=Decimal,
+    parse_constant=Decimal,
+    parse_int=lambda digits: Decimal(digits) if digits == "-0" else int(digits),
+)
 
 
 def _parsed(place: str, text: str, whole: bool = False) -> Any:
@@ -127,7 +178,7 @@ def _parsed(place: str, text: str, whole: bool = False) -> Any:
     except ValueError as error:
         raise AiraError(f"{place}: {error}.") from error
     except RecursionError as error:
-        raise AiraError(f"{place}: lists and objects are nested too deep.") from error
+        raise AiraError(f"{place}: {TOO_DEEP}") from error
 
 
 def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -154,9 +205,8 @@ def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
         if line.strip():
             row += 1
             place = f"{file}, row {row}" + (f" (line {number})" if row != number else "")
-            value = _parsed(place, line.strip())
-            if SURROGATE.search(line):
-                _check_encodable(place, value)
+            value = _parsed(place, line.strip().lstrip("\ufeff"))  # of files that were put one behind another
+            _check_row(place, value, escapes=bool(SURROGATE.search(line)))
             yield place, value
 
 
@@ -181,15 +231,25 @@ def _unwrapped(file: Path) -> list[Any]:
             )
         value = value["data"]
     rows = value if isinstance(value, list) else [value]
-    if SURROGATE.search(text):
-        for i, row in enumerate(rows, start=1):
-            _check_encodable(f"{file}, row {i}", row)
+    escapes = bool(SURROGATE.search(text))
+    for i, row in enumerate(rows, start=1):
+        _check_row(f"{file}, row {i}", row, escapes)
     return rows
 
 
-def _check_encodable(place: str, row: Any) -> None:
+def _check_row(place: str, row: Any, escapes: bool) -> None:
+    """Whether a table can hold a row: lists and objects in one another, and texts that escapes of halves may be in."""
+    level: list[Any] = [[row]]
+    for _ in range(DEEPEST + 1):
+        parts = (part for one in level for part in (one.values() if isinstance(one, dict) else one))
+        level = [part for part in parts if isinstance(part, dict | list)]
+        if not level:
+            break
+    else:
+        raise AiraError(f"{place}: {TOO_DEEP}")
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        if escapes:
+            json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start].encode("unicode_escape").decode()
         raise AiraError(

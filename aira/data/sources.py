@@ -53,12 +53,18 @@ def read(path: str, *, revision: str | None = None, folder: str | None = None, c
     Raises:
         AiraError: no such file or data set, the hub cannot be reached, or a file is not of its format.
     """
+    if not path.strip():
+        raise AiraError("data.path is empty. Name a file, a folder or a data set of the hub.")
     located = check_exists("data.path", path)
     if located.is_dir():
         return _local(path, *arrange(path, located, walk(located)), located, cache_dir)
     if located.exists():
         if format_of(located) not in FORMATS:
-            raise AiraError(f"data.path={path}: {located.suffix} is not read. Read are {', '.join(FORMATS)}.")
+            check_regular(located)
+            raise AiraError(
+                f"data.path={path}: {located.suffix or 'a file without an ending'} is not read. Read are "
+                f"{', '.join(FORMATS)}, and all but .parquet compressed, such as .jsonl.gz."
+            )
         return _local(path, {"train": [located]}, [], None, cache_dir)
     if glob.has_magic(path):
         found = matched(path)
@@ -71,7 +77,7 @@ def read(path: str, *, revision: str | None = None, folder: str | None = None, c
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetNotFoundError) as error:
         reason = reason_of(error)
         raise AiraError(
-            f"The data set {path} could not be loaded from the hub: {reason}\n"
+            f"There is no file or folder {path} here, and no such data set could be loaded from the hub: {reason}\n"
             "If the hub cannot be reached: data.path=<file or folder> takes a local copy; data=sample needs none."
         ) from error
     files = (Path(file["filename"]) for split in hub.values() for file in split.cache_files)

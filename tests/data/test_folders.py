@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,18 @@ FOLDERS = {
     "val": ("training.csv val.csv", {"train": [0], "validation": [1]}, []),
     "capitals": ("TRAIN.JSONL Validation.jsonl", {"train": [0], "validation": [1]}, []),
     "further words": ("train_v2.jsonl test-2024.jsonl", {"train": [0], "test": [1]}, []),
+    "the hub's words": (
+        "train.jsonl testing.jsonl evaluation.csv",
+        {"train": [0], "test": [2, 1]},
+        ["several formats"],
+    ),
+    "a set for evaluation": ("training.csv my-eval.csv", {"train": [0], "test": [1]}, []),
+    "words of another language": (
+        "treino.jsonl teste.jsonl",
+        {"train": [1, 0]},
+        ["no name says a split, so all files are read as train: teste.jsonl, treino.jsonl"],
+    ),
+    "words that are joined": ("trainset.jsonl testSet.jsonl", {"train": [1, 0]}, ["testSet.jsonl, trainset.jsonl"]),
     "words at the end": (
         "told.train.csv told-dev.csv told_br_test_binary.csv",
         {"train": [0], "validation": [1], "test": [2]},
@@ -41,7 +54,11 @@ FOLDERS = {
         {"train": [0, 1]},
         ["2 of 3 parts of train"],
     ),
-    "no split's name": ("a.jsonl b.jsonl latest.jsonl contest.jsonl", {"train": [0, 1, 3, 2]}, []),
+    "no split's name": (
+        "a.jsonl b.jsonl latest.jsonl contest.jsonl",
+        {"train": [0, 1, 3, 2]},
+        ["all files are read as train: a.jsonl, b.jsonl, contest.jsonl, latest.jsonl"],
+    ),
     "some without": (
         "train.jsonl more.jsonl latest.jsonl contest.jsonl",
         {"train": [0]},
@@ -53,7 +70,7 @@ FOLDERS = {
         ["left out device.jsonl, retrain.jsonl"],
     ),
     "two formats": ("a.jsonl b.csv c.tsv", {"train": [0, 1, 2]}, [".csv, .jsonl, .tsv"]),
-    "names like patterns": ("glob[1].jsonl glob1.jsonl star*.jsonl", {"train": [1, 0, 2]}, []),
+    "names like patterns": ("glob[1].jsonl glob1.jsonl star*.jsonl", {"train": [1, 0, 2]}, ["glob[1].jsonl, star*"]),
     "one dot more": ("v1.0-train.jsonl v1.0-test.jsonl", {"train": [0], "test": [1]}, []),
     "hidden": (
         "train.jsonl .train.jsonl .ipynb_checkpoints/train.jsonl __MACOSX/train.jsonl",
@@ -170,10 +187,33 @@ def test_links(write, cache, tmp_path):
 
 
 def test_pipe(write, cache, tmp_path):
-    """Catches a wait for ever for a pipe that nobody writes to."""
+    """Catches a wait for ever for a pipe that nobody writes to, and a device that is said to have another ending."""
+    fill(write, "train.jsonl")
     os.mkfifo(tmp_path / "a.jsonl")
-    with pytest.raises(AiraError, match="no regular file"):
-        read(str(tmp_path / "a.jsonl"), cache_dir=str(cache))
+    os.mkfifo(tmp_path / "files/test.jsonl")
+    for path in (tmp_path / "a.jsonl", tmp_path / "files", "/dev/null", "/dev/zero"):
+        with pytest.raises(AiraError, match="no regular file"):
+            read(str(path), cache_dir=str(cache))
+
+
+@pytest.mark.parametrize(
+    "path, said",
+    {
+        "": "data.path is empty",
+        " ": "data.path is empty",
+        "nowhere": "There is no file or folder nowhere here",
+        "my/data.txt": "There is no file or folder my/data.txt here",
+        "pkg://": "it has the form pkg://<package>/",
+        "pkg:///train.jsonl": "it has the form pkg://<package>/",
+        "pkg://.data/x": "it has the form pkg://<package>/",
+        "pkg://aira.dada/sample": "the package aira, which is installed, has no aira.dada",
+        "pkg://aira_nowhere/x": "pip install --no-deps aira-nowhere",
+    }.items(),
+)
+def test_paths_to_nothing(cache, path, said):
+    """Catches the working directory that is read for no name, and advice that names a package that is not one."""
+    with pytest.raises(AiraError, match=re.escape(said)):
+        read(path, cache_dir=str(cache))
 
 
 def test_no_permission():

@@ -1,9 +1,13 @@
 """What is read from a file on disk: every cell exactly, or nothing and an error that says where."""
 
+import bz2
 import csv
 import gzip
+import io
 import json
+import lzma
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,12 +24,39 @@ WORDS = ["None", "NA", "null", "nan", "N/A", "NULL", "NaN", "-nan", "1.#IND", ""
 DIGITS = ["00123", "1e5", "0x1F", "1_000", "3.10", "-0", "2024-01-31", "true", "False", "12:30", "+5", "1,5"]
 LATE = [*range(2500), "so", 1.5, True, None]
 
+
+def nested(depth, empty=False):
+    """A list in a list …, and an object in an object …"""
+    lists, objects = [] if empty else [1], {} if empty else {"x": 1}
+    for _ in range(depth - 1):
+        lists, objects = [lists], {"x": objects}
+    return {"a": lists, "b": objects}
+
+
+def zipped(content):
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as archive:
+        archive.writestr("a.csv", content)
+    return sink.getvalue()
+
+
 READ = {
     "a cell of each kind of text": ("a.csv", "a\n" + "".join(f'"{word}"\n' for word in DIGITS), text("a", *DIGITS)),
     "words for nothing": ("a.csv", "a\n" + "".join(f'"{word}"\n' for word in WORDS), text("a", *WORDS)),
     "digits without quotes": ("a.csv", "a,b\n00123,1\n7,2.50\n", [{"a": "00123", "b": "1"}, {"a": "7", "b": "2.50"}]),
     "quoted line breaks, quotes, commas": ("a.csv", 'a,b\n"1\n\n2","x ""y"", z"\n', [{"a": "1\n\n2", "b": 'x "y", z'}]),
     "CRLF": ("a.csv", 'a,b\r\n1,x\r\n"2\r\n3",y\r\n', [A, {"a": "2\r\n3", "b": "y"}]),
+    "CR alone": ("a.csv", "a,b\r1,x\r2,y\r", [A, B]),
+    "CR alone, no line end at the end": ("a.tsv", "a\tb\r\r1\tx\r2\ty", [A, B]),
+    "CR alone, and in quotes": ("a.csv", 'a,b\r"1\r2",x\r', [{"a": "1\r2", "b": "x"}]),
+    "CR alone in JSON lines": ("a.jsonl", lines(A, B).replace("\n", "\r"), [A, B]),
+    "CR alone in a list": ("a.json", json.dumps([A, B], indent=1).replace("\n", "\r"), [A, B]),
+    "CR alone, compressed": ("a.jsonl.gz", gzip.compress(lines(A, B).replace("\n", "\r").encode()), [A, B]),
+    "two marks of byte order": ("a.csv", b"\xef\xbb\xbf\xef\xbb\xbfa,b\n1,x\n", [A]),
+    "a mark of byte order before each of two files": ("a.jsonl", ("\ufeff" + lines(A) + "\ufeff" + lines(B)), [A, B]),
+    "a mark of byte order before a quote": ("a.csv", '\ufeff"a","b"\n1,x\n', [A]),
+    "a name as a format begins": ("a.csv", "PAR1,PK\n1,x\n", [{"PAR1": "1", "PK": "x"}]),
+    "zeros behind a compressed file": ("a.jsonl.gz", gzip.compress(lines(A).encode()) + bytes(512), [A]),
     "a mark of byte order": ("a.csv", b"\xef\xbb\xbfa,b\n1,x\n", [A]),
     "a mark of byte order in JSON": ("a.jsonl", b'\xef\xbb\xbf{"a": "1", "b": "x"}\n', [A]),
     "semicolons": ("a.csv", "a;b\n1;x\n2;y\n", [A, B]),
@@ -76,6 +107,9 @@ READ = {
         '{"a": 3.10}\n{"a": 1e5}\n{"a": 007}\n'.replace("007", '"007"'),
         text("a", "3.10", "1e5", "007"),
     ),
+    "minus zero": ("a.jsonl", '{"a": -0}\n{"a": -0.0}\n{"a": "x"}\n', text("a", "-0", "-0.0", "x")),
+    "nested deep": ("a.jsonl", lines(nested(49)), [nested(49)]),
+    "nested deep and empty": ("a.json", json.dumps([nested(49, empty=True)]), [nested(49, empty=True)]),
     "a number of many digits": ("a.jsonl", '{"a": 123456789012345678901}\n', text("a", "123456789012345678901")),
     "NaN among numbers of a text column": ("a.jsonl", '{"a": NaN}\n{"a": "x"}\n', text("a", None, "x")),
     "a list after texts": ("a.jsonl", lines(*text("a", *["x"] * 1500, TURNS, 5)), text("a", *["x"] * 1500, TURNS, 5)),
@@ -158,6 +192,16 @@ REFUSED = {
     "UTF-16": ("a.csv", "a,b\n1,x\n".encode("utf-16"), ["UTF-16", "iconv -f UTF-16"]),
     "UTF-16 in JSON": ("a.jsonl", lines(A).encode("utf-16"), ["UTF-16"]),
     "UTF-16 without a mark": ("a.csv", "a,b\n1,x\n".encode("utf-16-le"), ["line 1", "a byte is zero"]),
+    "UTF-32": ("a.csv", "a,b\n1,x\n".encode("utf-32"), ["this is UTF-32", "iconv -f UTF-32"]),
+    "UTF-32, the high byte first": (
+        "a.csv",
+        b"\0\0\xfe\xff" + "a,b\n1,x\n".encode("utf-32-be"),
+        ["this is UTF-32", "iconv -f UTF-32"],
+    ),
+    "compressed UTF-16": ("a.csv.gz", gzip.compress("a\n".encode("utf-16")), ["gzip -dc ", " | iconv -f UTF-16"]),
+    "compressed Latin-1": ("a.csv.gz", gzip.compress(b"a\n\xe9\n"), ["line 2", "gzip -dc ", " | iconv -f LATIN1"]),
+    "Latin-1 in a name with a space": ("a b.csv", b"a\n\xe9\n", ["line 2", "/a b.csv' > <a new file>"]),
+    "Latin-1 with CR alone": ("a.csv", b"a\rx\r\xe9\r", ["line 3", "not UTF-8"]),
     "a zero byte": ("a.csv", "a,b\n1,x\n2,\0\n", ["line 3", "a byte is zero"]),
     "Latin-1": ("a.csv", "a,b\n1,x\n2,é\n".encode("latin-1"), ["line 3", "not UTF-8", "iconv"]),
     "Latin-1 in JSON": ("a.jsonl", b'{"a": "x"}\n{"a": "\xe9"}\n', ["line 2", "not UTF-8"]),
@@ -186,10 +230,28 @@ REFUSED = {
     "a list in .jsonl": ("a.jsonl", json.dumps([A, B]), ["row 1", "a row is an object"]),
     "data and more": ("a.json", json.dumps({"data": [A], "test": [B]}), ["beside `data` it has test"]),
     "a cut list": ("a.json", '[{"a": 1},\n {"a": ', ["not JSON", "line 2"]),
+    "nested deeper than a table": ("a.jsonl", lines(A, nested(70)), ["row 2", "nested too deep"]),
+    "objects nested deeper than a table": ("a.jsonl", lines({"a": nested(130)["b"]}), ["row 1", "nested too deep"]),
+    "nested deeper than is written": ("a.json", json.dumps([A, nested(700)]), ["row 2", "nested too deep"]),
+    "nested deeper, with half a character": (
+        "a.jsonl",
+        '{"b": "\\ud800", "a": ' + "[" * 700 + "]" * 700 + "}\n",
+        ["row 1", "nested too deep"],
+    ),
     "nested too deep": ("a.jsonl", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}\n", ["row 1", "nested too deep"]),
     "a number of too many digits": ("a.jsonl", '{"a": ' + "1" * 5000 + "}\n", ["row 1", "digits"]),
     "compressed and cut": ("a.jsonl.gz", gzip.compress(lines(*[A] * 999).encode())[:-20], ["damaged or cut"]),
     "compressed and changed": ("a.csv.gz", gzip.compress(b"a\nx\n")[:-5] + b"zzzzz", ["damaged or cut"]),
+    "CR in a cell without quotes": ("a.csv", "a,b\n1,x\ry\n", ["line 2", "a carriage return (CR) stands in a cell"]),
+    "compressed, and not named so": ("a.jsonl", gzip.compress(lines(A).encode()), ["by gzip", "ends in .gz"]),
+    "compressed twice": ("a.csv.gz", gzip.compress(gzip.compress(b"a\nx\n")), ["by gzip", "unpack it"]),
+    "zip named CSV": ("a.csv", zipped("a\nx\n"), ["a zip archive", "export the table as CSV"]),
+    "xz named JSON lines": ("a.jsonl", lzma.compress(lines(A).encode()), ["by xz"]),
+    "bzip2 named CSV": ("a.tsv", bz2.compress(b"a\nx\n"), ["by bzip2"]),
+    "zstd named JSON": ("a.json", b"\x28\xb5\x2f\xfd\x04\x00", ["by zstd"]),
+    "parquet named CSV": ("a.csv", BIG, ["parquet: give it a name"]),
+    "Arrow named JSON lines": ("a.jsonl", b"ARROW1\0\0\x10", ["an Arrow table"]),
+    "what is behind a compressed file": ("a.jsonl.gz", gzip.compress(lines(A).encode()) + b"more", ["damaged or cut"]),
     "not compressed": ("a.jsonl.gz", lines(A), ["damaged or cut"]),
     "no parquet": ("a.parquet", b"PAR1 and no more", ["no parquet file, or damaged"]),
     "parquet that is cut": ("a.parquet", BIG[:-50], ["no parquet file, or damaged"]),
@@ -199,7 +261,9 @@ REFUSED = {
     "parquet that is not UTF-8": ("a.parquet", foreign(), ["row 1", "UTF8"]),
     "compressed parquet": ("a.parquet.gz", gzip.compress(BIG), [".gz is not read"]),
     "another format": ("a.xlsx", b"PK", [".xlsx is not read", ".jsonl, .csv, .parquet"]),
-    "no ending": ("a", b"x", ["is not read"]),
+    "no ending": ("a", b"x", ["a file without an ending is not read"]),
+    "an ending of compression alone": ("a.gz", gzip.compress(lines(A).encode()), [".gz is not read", ".jsonl.gz"]),
+    "another compression": ("a.jsonl.xz", lzma.compress(lines(A).encode()), [".xz is not read", ".jsonl.gz"]),
 }
 
 
