@@ -333,6 +333,11 @@ def _source_missing(error: Exception, cfg: DictConfig | None) -> str:
     return reason_of(cause or error)
 
 
+def _is_column(value: Any) -> bool:
+    names = value if isinstance(value, list) else [value]
+    return bool(names) and all(isinstance(name, str) and name for name in names)
+
+
 def _check_values(values: dict[str, Any]) -> None:
     """What no single key shows: choices, ranges, and parts that do not go together."""
     known = dict(flat(values))
@@ -344,8 +349,12 @@ def _check_values(values: dict[str, Any]) -> None:
     betas = known.get("optimizer.betas", [0, 0])
     if len(betas) != 2 or not all(beta in BELOW_1 for beta in betas):
         raise AiraError(f"optimizer.betas={betas}: they are two, each {BELOW_1}.")
-    if not isinstance(known.get("data.columns", {}) or {}, dict):
-        raise AiraError(f"data.columns={known['data.columns']}: it is a mapping, such as '{{prompt: question}}'.")
+    columns = known.get("data.columns") or {}
+    if not isinstance(columns, dict) or not all(_is_column(column) for column in columns.values()):
+        raise AiraError(
+            f"data.columns={columns}: it is a mapping to a column or a list of them, such as '{{prompt: question}}'; a "
+            "number needs quotes."
+        )
     labels = known.get("data.labels") or {}
     if not isinstance(labels, dict) or not all(
         cls is None or (type(cls) is int and cls in (0, 1)) for cls in labels.values()

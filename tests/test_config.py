@@ -205,6 +205,11 @@ WRONG = [
     ("model.lora=8", "model.lora.r, model.lora.alpha"),
     ("data.sources=null", "data.sources"),
     ("data.columns=5", "it is a mapping"),
+    ("data.columns={prompt:5}", "a number needs quotes"),
+    ("data.columns={prompt:[]}", "a column or a list of them"),
+    ("data.columns={prompt:[a,null]}", "a column or a list of them"),
+    ("data.columns={prompt:{a:b}}", "a column or a list of them"),
+    ("data.columns={prompt:null}", "a column or a list of them"),
     ("trainer.devices=two", "a number from 1 on, or auto"),
     ("trainer.devices=0", "a number from 1 on, or auto"),
     # ranges

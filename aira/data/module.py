@@ -170,7 +170,7 @@ class DataModule(pl.LightningDataModule):
                 rows,
                 tokenizer,
                 kind=kind,
-                source=path,
+                source=f"{path} ({name})",
                 key=f"{source.key}-{name}-{len(rows)}",
                 columns=columns,
                 labels=labels,
@@ -216,7 +216,8 @@ class DataModule(pl.LightningDataModule):
                 self.said.append(f"{path}, {name}: {self._classes(part)}.")
         if kind == "labelled" and len(np.unique(self.train.labels)) < 2:
             raise AiraError(
-                f"{path}: all training rows have the same label; a classifier needs two. Check data.labels."
+                f"{path}: all training rows have the same label; a classifier needs two. Check data.labels. "
+                + " ".join(self.said)
             )
 
     def _classes(self, split: Split) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,9 @@ Message = dict[str, str]
 Row = dict[str, Any]
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+
+LARGEST = 3.4e38
+"""The largest number that a margin, which is kept in 32 bits, may be."""
 
 HARMLESS, TOXIC = 0, 1
 """The two classes of labelled texts. A score is high where a text is harmless: see `aira.methods.toxicity`."""
@@ -83,17 +85,19 @@ def messages(turns: Any) -> list[Message]:
     turns = _unpacked(turns)
     if isinstance(turns, str) and turns.strip():
         raise BadRow("conversations is a text, and no list of turns as JSON")
-    if not isinstance(turns, list) or not turns:
+    if turns is not None and not isinstance(turns, list | str):
+        raise BadRow(f"conversations is no list of turns but {type(turns).__name__}")
+    if not turns or isinstance(turns, str):
         raise BadRow("empty conversations")
     found = []
     for turn in turns:
         if not isinstance(turn, dict):
             raise BadRow("a turn is no mapping")
         role = turn.get("role") or turn.get("from")
-        content = turn.get("content") or turn.get("value")
+        content = turn.get("value") if turn.get("content") in (None, "") else turn["content"]
         if not isinstance(role, str) or role not in ROLES:
-            raise BadRow(f"unknown role {role!r} (known: {', '.join(ROLES)})")
-        if not content or (isinstance(content, str) and not content.strip()):
+            raise BadRow(f"unknown role {short(role)} (known: {', '.join(ROLES)})")
+        if content is None or (isinstance(content, str) and not content.strip()):
             raise BadRow("an empty turn")
         if not isinstance(content, str):
             raise BadRow(f"a turn is no text but {type(content).__name__}")
@@ -101,8 +105,18 @@ def messages(turns: Any) -> list[Message]:
     return found
 
 
+def short(value: Any) -> str:
+    """A value as it is shown in a message."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}…"
+
+
 def _unpacked(value: Any) -> Any:
-    """The turns that a text holds as JSON, as a cell of CSV does; any other value as it is."""
+    """The turns that a text holds as JSON, as a cell of CSV does; any other value as it is.
+
+    Raises:
+        BadRow: an escape in a turn stands for half of a character, which no text can hold.
+    """
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
             found = json.loads(value)
@@ -110,6 +124,10 @@ def _unpacked(value: Any) -> Any:
             return value
         turns = found if isinstance(found, list) else [found]
         if turns and all(isinstance(one, dict) and one.keys() & {"role", "from"} for one in turns):
+            try:
+                json.dumps(turns, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                raise BadRow("an escape in a turn is half of a character") from error
             return turns
     return value
 
@@ -205,42 +223,55 @@ def label(value: Any, known: Mapping[str, int | None]) -> int:
     """The class that a label stands for; of several columns (a list), toxic where any is above 0.
 
     Raises:
-        BadRow: there is no label: the cell is empty, or -1, by which the hub's data sets say so, or `known` has None
-            for it. Of several columns, one has none, and no other is above 0.
+        BadRow: there is no label: the cell is empty, null, NaN, or -1, by which the hub's data sets say so, or `known`
+            has None for it. Of several columns, one has none, and no other is above 0.
         AiraError: it is none of two classes.
     """
     if isinstance(value, list):
         given = [part for part in value if not _unlabelled(part)]
         toxic = any(_number(part, "label") > 0 for part in given)
         if not toxic and len(given) < len(value):
-            raise BadRow("empty label")
+            raise BadRow("empty label, or -1")
         return TOXIC if toxic else HARMLESS
-    name = "" if value is None else str(value).strip().lower()
+    name = _text_of(value)
+    name = name if name in known else _class_name(value)
     if name not in known:
         if _unlabelled(value):
-            raise BadRow("empty label")
-        with contextlib.suppress(ValueError):  # 1.0 is 1, -0 is 0
-            name = f"{float(name) + 0:g}"
-    if name not in known:
+            raise BadRow("empty label, or -1")
+        named = value if re.fullmatch(r"[\w.+-]{1,40}", str(value)) else "<label>"
         raise AiraError(
-            f"the label {value!r} is neither toxic nor harmless. Known are {', '.join(known)}; "
-            f"data.labels='{{{value}: 1, …: 0}}' says what others mean (1 is toxic, 0 is not, null leaves rows "
+            f"the label {short(value)} is neither toxic nor harmless. Known are {', '.join(known)}; "
+            f"data.labels='{{{named}: 1, …: 0}}' says what others mean (1 is toxic, 0 is not, null leaves rows "
             "out), and data.columns='{label: [column, column]}' makes one label of several columns."
         )
     found = known[name]
     if found is None:
-        raise BadRow(f"data.labels leaves out {value!r}")
+        raise BadRow(f"data.labels leaves out {short(value)}")
     return found
 
 
 def _unlabelled(value: Any) -> bool:
     """Whether a cell says that nobody has given a label."""
-    return value is None or value != value or str(value).strip().lower() in ("", "nan", "-1", "-1.0")
+    return _class_name(value) in ("", "nan", "null", "none", "-1")
+
+
+def _text_of(value: Any) -> str:
+    return str(value).strip().lower()
+
+
+def _class_name(value: Any) -> str:
+    """A label as it is compared: as text, in lower case; a whole number as one, so that 1.0 is 1, and -0 is 0."""
+    name = _text_of(value)
+    with contextlib.suppress(ValueError, OverflowError):
+        number = float(name)
+        return str(int(number)) if number == int(number) else name
+    return name
 
 
 def class_names(labels: Mapping[Any, int | None] | None) -> dict[str, int | None]:
-    """The user's names of classes as they are compared: as text, in lower case."""
-    return {str(name).strip().lower(): cls for name, cls in (labels or {}).items()}
+    """The user's names of classes as they are compared; a number also as it is written, so that 00 may be no 0."""
+    given = labels or {}
+    return {_class_name(name): given[name] for name in given} | {_text_of(name): given[name] for name in given}
 
 
 def named_classes(features: Mapping[str, Any] | None) -> dict[str, list[str]]:
@@ -270,15 +301,15 @@ def _number(value: Any, name: str) -> float:
     """A number, also as text, or true or false.
 
     Raises:
-        BadRow: it is none, or not a finite one.
+        BadRow: it is none, or not a finite one in 32 bits.
     """
     said = str(value).strip().lower()
     try:
         number = float({"true": 1, "false": 0}.get(said, said))
     except ValueError as error:
-        raise BadRow(f"{name} is no number ({value!r})") from error
-    if not math.isfinite(number):
-        raise BadRow(f"{name} is no number ({value!r})")
+        raise BadRow(f"{name} is no number ({short(value)})") from error
+    if not abs(number) <= LARGEST:
+        raise BadRow(f"{name} is no number ({short(value)})")
     return number
 
 
@@ -336,14 +367,13 @@ def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | No
         if all(reachable(column, available) for column in mapping.values()):
             optional = {name: columns.get(name, name) for name in schema.optional}
             return mapping | {name: column for name, column in optional.items() if reachable(column, available)}
+    shown = ", ".join(name if name.isprintable() and name == name.strip() else repr(name) for name in available)
     for name, column in columns.items():
         if not reachable(column, available):
-            raise AiraError(
-                f"data.columns: {name} is mapped to {column}, and {source} has the columns {', '.join(available)}."
-            )
+            raise AiraError(f"data.columns: {name} is mapped to {column}, and {source} has the columns {shown}.")
     valid = " or ".join("{" + ", ".join(names) + "}" for names in schema.columns)
     raise AiraError(
-        f"{source} has the columns {', '.join(available)}, and {kind} data needs {valid}. "
+        f"{source} has the columns {shown}, and {kind} data needs {valid}. "
         f"Map them: data.columns='{{{schema.columns[0][0]}: <column>, …}}'."
     )
 
@@ -403,15 +433,18 @@ def text_key(said: str) -> int:
     """A signed 64-bit hash of a text, but for letter case, spacing, forms of one character, and what is not seen.
 
     Compared are NFKC forms (an accent by itself or not, full width or not) without format characters (zero-width
-    spaces, soft hyphens, marks of direction) and variation selectors.
+    spaces, soft hyphens, marks of direction), variation selectors and control characters.
     """
-    form = said.casefold()
-    if not form.isascii():
-        form = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", said).casefold())
-        form = "".join(sign for sign in form if unicodedata.category(sign) != "Cf" and sign not in _UNSEEN)
+    form = _UNSEEN.sub("", said).casefold()
+    if not form.isascii():  # what is not seen is gone before accents are joined to letters
+        form = "".join(sign for sign in said if unicodedata.category(sign) != "Cf")
+        form = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _UNSEEN.sub("", form)).casefold())
     digest = hashlib.blake2b(" ".join(form.split()).encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 
 
-_UNSEEN = {*map(chr, range(0xFE00, 0xFE10)), "\u034f", "\u115f", "\u1160", "\u3164"}
-"""Signs of no width that are no format characters by their category."""
+_UNSEEN = re.compile(
+    "[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0"
+    "\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
+"""Signs of no width that are no format characters by their category, and control characters but those of spacing."""

@@ -53,6 +53,9 @@ FEATURES = Features(
 )
 
 
+ENCODER = 1
+"""The version of how rows become tokens and keys; what changes them counts it up, or kept tables would be stale."""
+
 LONGEST = 10_000
 """Characters that a chat template may write for each character of a conversation."""
 
@@ -350,6 +353,7 @@ def tokenize(
         return encoded | keys | {"labels": list(example.labels), "margin": example.margin}
 
     parts = [
+        ENCODER,
         versions("tokenizers", "transformers", "datasets", "jinja2"),
         sorted(FEATURES),
         key,
@@ -394,6 +398,10 @@ def tokenize(
         ) from error
 
 
+MOST_REASONS = 10
+"""Reasons for dropping rows that are told one by one."""
+
+
 def usable(encoded: Dataset, source: str) -> tuple[np.ndarray, list[str]]:
     """Which rows can be trained on, and what to tell about the others.
 
@@ -403,11 +411,15 @@ def usable(encoded: Dataset, source: str) -> tuple[np.ndarray, list[str]]:
     problems = encoded.data.column("problem")
     bad = pc.not_equal(problems, "")
     where = np.flatnonzero(bad.to_numpy())
-    reasons = [problem.split(" (")[0] for problem in problems.filter(bad).to_pylist()]
+    reasons = [problem.split(" (")[0][:200] for problem in problems.filter(bad).to_pylist()]
     said = []
-    for reason, count in Counter(reasons).most_common():
+    counts = Counter(reasons).most_common()
+    for reason, count in counts[:MOST_REASONS]:
         first = where[reasons.index(reason)]
         said.append(f"{source}: dropped {count} of {len(problems)} rows: {reason} (first: row {first + 1}).")
+    if others := counts[MOST_REASONS:]:
+        count = sum(count for _, count in others)
+        said.append(f"{source}: dropped {count} of {len(problems)} rows for {len(others)} other reasons.")
     cut = pc.sum(encoded.data.column("cut")).as_py()
     if cut:
         said.append(f"{source}: cut {cut} of {len(problems)} rows to data.max_length.")

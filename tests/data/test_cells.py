@@ -49,6 +49,13 @@ def test_turns_in_a_cell(write, module):
     for wrong in ("hello", "[{'role': 'user', 'content': 'a'}]", '["a"]', "[]"):
         with pytest.raises(BadRow, match="a text, and no list of turns as JSON"):
             conversation(wrong)
+    for half in ("\\ud800", "\\udfff\\ud83d", "a\\ude00"):  # as an escape, which is an ASCII text to CSV and JSON
+        cell = json.dumps(TURNS).replace('"b"', f'"{half}"')
+        with pytest.raises(BadRow, match="half of a character"):
+            conversation(cell)
+        with pytest.raises(BadRow, match="half of a character"):
+            preference({"prompt": "a", "chosen": cell, "rejected": "b"})
+    assert conversation(json.dumps(TURNS).replace('"b"', '"\\ud83d\\ude00"'))[1]["content"] == "😀"
     pair = {"prompt": "a", "chosen": json.dumps(TURNS[1:]), "rejected": "[1]"}
     assert [one[-1]["content"] for one in preference(pair).conversations] == ["b", "[1]"]
 
@@ -60,10 +67,10 @@ def test_numbers_as_text():
         assert label(value, known) == 1, value
     for value in ("0", "0.0", " 0", "False", "-0", 0, 0.0, False, ["0.0", "0"]):
         assert label(value, known) == 0, value
-    for value in ("", "  ", None, float("nan"), "nan", ["0.0", "0", ""]):
+    for value in ("", "  ", None, float("nan"), "nan", "NULL", "None", "-1.00", ["0.0", "0", ""]):
         with pytest.raises(BadRow, match="empty label"):
             label(value, known)
-    for value in ("NA", "0.5", "2", "one"):
+    for value in ("NA", "0.5", "2", "one", 0.9999999, 1 - 1e-12, "inf", "1e-9"):
         with pytest.raises(AiraError, match="neither toxic nor harmless"):
             label(value, known)
     row = {"question": "q", "answer_0": "a", "answer_1": "b"}
@@ -75,4 +82,8 @@ def test_numbers_as_text():
     for wrong in ("", "nan", "inf", None, "many"):
         with pytest.raises(BadRow, match="score_1 is no number"):
             preference({**row, "score_0": "1", "score_1": wrong})
-    assert preference({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "0.5"}).margin == 0.5
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    assert preference({**pair, "margin": "0.5"}).margin == 0.5
+    for wrong in (1e39, "-1e39", "9" * 400, int("9" * 400), [1], {"a": 1}):  # no number, or none of 32 bits
+        with pytest.raises(BadRow, match=r"^margin is no number \(.{,70}\)$"):
+            preference({**pair, "margin": wrong})

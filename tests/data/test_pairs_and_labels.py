@@ -14,6 +14,7 @@ from aira.data.schemas import (
     LABELS,
     BadRow,
     Example,
+    class_names,
     label,
     labelled,
     mapped_columns,
@@ -222,7 +223,10 @@ def test_margin_is_optional(write, load):
     assert {example.margin for example in every(made)} == {0}
 
 
-UNLABELLED = [None, "", "  ", math.nan, "NaN", -1, -1.0, "-1", [0, None], ["0", ""], [0, -1], [math.nan, 0], [-1]]
+UNLABELLED = [
+    *(None, "", "  ", math.nan, "NaN", -1, -1.0, "-1", " -1 ", "-1.00", "-1e0", "null", "None"),
+    *([0, None], ["0", ""], [0, -1], [math.nan, 0], [-1], ["0", "-1.00"], [0, "null"]),
+]
 
 
 def test_labels():
@@ -235,9 +239,21 @@ def test_labels():
         with pytest.raises(AiraError, match="neither toxic nor harmless"):
             label(value, LABELS)
     for value in UNLABELLED:
-        with pytest.raises(BadRow, match="empty label"):  # nobody has labelled it, or not in every way
+        with pytest.raises(BadRow, match="empty label, or -1"):  # nobody has labelled it, or not in every way
             label(value, LABELS)
     assert label([1, None], LABELS) == label([-1, "1"], LABELS) == label(-1, {"-1": 1}) == 1
+    for given, cell in (({-1: 0}, "-1.0"), ({-1.0: 0}, "-1"), ({"00": 0, "0": 1}, "00"), ({"None": 0}, "none")):
+        assert label(cell, LABELS | class_names(given)) == 0, (given, cell)
+    for value, advice in {
+        "isn't": "<label>",
+        "a: b": "<label>",
+        "x " * 9000: "<label>",
+        "NA": "NA",
+        0.5: "0.5",
+    }.items():
+        with pytest.raises(AiraError) as caught:  # what is said to be typed can be typed
+            label(value, LABELS)
+        assert f"data.labels='{{{advice}: 1, …: 0}}'" in str(caught.value) and len(str(caught.value)) < 500
     with pytest.raises(BadRow, match="leaves out 'Unsure'"):
         label("Unsure", {**LABELS, "unsure": None})
     assert labelled({"harmless": "a", "harmful": "b"}).labels == [0, 1]
@@ -295,13 +311,22 @@ def test_names_of_classes(tmp_path, load, names, labels, expected):
     assert ("dropped 4 of 12 rows: data.labels leaves out 'unsure'" in str(made.said)) == (len(names) == 3)
 
 
+def test_labels_of_one_class(write, load):
+    """Catches an error that does not say that the rows of the other class were dropped."""
+    rows = [{"text": f"t{i}", "label": (1, -1)[i % 2]} for i in range(8)]
+    with pytest.raises(AiraError, match=r"the same label.*dropped 4 of 8 rows: empty label, or -1 \(first: row 2\)"):
+        load("method=toxicity", f"data.path={write('a.jsonl', rows)}")
+    made = load("method=toxicity", f"data.path={write('a.jsonl', rows)}", "data.labels={-1: 0, 1: 1}")
+    assert len(every(made)) == 8
+
+
 def test_rows_that_nobody_has_labelled(write, load):
     """Catches an empty cell, or -1, that counts as harmless."""
     rows = [{"text": f"t{i}", "a": ("0", "1")[i % 2], "b": ("", "0", "-1")[i % 3]} for i in range(12)]
     made = load("method=toxicity", f"data.path={write('a.jsonl', rows)}", columns={"label": ["a", "b"]})
     found = {example.conversations[0][0]["content"]: example.labels[0] for example in every(made)}
     assert found == {f"t{i}": i % 2 for i in range(12) if i % 2 or i % 3 == 1}
-    assert any("dropped 4 of 12 rows: empty label (first: row 1)" in line for line in made.said)
+    assert any("dropped 4 of 12 rows: empty label, or -1 (first: row 1)" in line for line in made.said)
     assert any("toxic, where any of a, b is above 0: " in line for line in made.said)
 
 
@@ -317,6 +342,16 @@ SAME = [  # what is read as one prompt: forms of a character, case, spaces, and 
     ("ﬁnd", "find"),
     ("ok ☺", "ok ☺\ufe0f"),
     ("가", "\u1100\u1161"),
+    ("é", "e\u200d\u0301"),
+    ("é", "e\u034f\u0301"),
+    ("Você", "Voce\u200b\u0302\ufe0e"),
+    ("plain", "pl\0ain\x08\x7f"),
+    ("葛 é", "葛\U000e0101 é\U000e01ef"),
+    ("ᠠ é", "ᠠ\u180b\u180f é"),
+    ("hidden tags", "hidden\U000e0068\U000e007f tags"),
+    ("filler é", "fil\uffa0ler\u3164 é"),
+    ("unassigned é", "un\u2065assigned\ufff0 é"),
+    ("Khmer é", "Khmer\u17b4 é"),
 ]
 
 
@@ -331,7 +366,8 @@ def test_one_prompt_in_two_forms(write, load, first, second):
 
 def test_what_is_no_twin():
     """Catches letters with and without an accent, or words with and without a space, that are taken for one."""
-    for first, second in (("pais", "país"), ("e mail", "email"), ("1 2", "12"), ("a.", "a"), ("ø", "o")):
+    lines = (("a\tb", "ab"), ("a\nb", "ab"), ("a\x1fb", "ab"), ("é\x85b", "éb"))
+    for first, second in (("pais", "país"), ("e mail", "email"), ("1 2", "12"), ("a.", "a"), ("ø", "o"), *lines):
         assert text_key(first) != text_key(second)
 
 

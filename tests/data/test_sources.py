@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -220,6 +221,13 @@ def test_conversations_of_both_dialects(write, module, names):
         ([{"role": "user", "content": "a"}], "no turn of the assistant"),
         ([{"role": "user", "content": ""}, {"role": "assistant", "content": "b"}], "an empty turn"),
         ([{"role": "user", "content": "  "}, {"role": "assistant", "content": "b"}], "an empty turn"),
+        ([{"role": "user", "content": 0}, {"role": "assistant", "content": "b"}], "a turn is no text but int"),
+        ([{"role": "user", "content": False}, {"role": "assistant", "content": "b"}], "a turn is no text but bool"),
+        ([{"role": "user", "content": []}, {"role": "assistant", "content": "b"}], "a turn is no text but list"),
+        ([{"role": ["user"], "content": "a"}], "unknown role"),
+        ({"role": "user", "content": "a"}, "conversations is no list of turns but dict"),
+        (5, "conversations is no list of turns but int"),
+        (" ", "empty conversations"),
         ([{"role": "user", "content": 5}, {"role": "assistant", "content": "b"}], "no text"),
         (["a", "b"], "a turn is no mapping"),
         ([{"role": "assistant", "content": "a"}], "the assistant speaks first"),
@@ -248,6 +256,23 @@ def test_unknown_roles_are_dropped_and_counted(write, module):
     made = module(write("a.jsonl", rows))
     assert len(conversations(made)) == 2
     assert "dropped 1 of 3 rows: unknown role 'tool' (first: row 2)." in made.said[0]
+
+
+def test_columns_that_do_not_fit(write, module):
+    """Catches names that look right since what they begin or end with is not seen, and a split that is not named."""
+    for header, shown in {
+        "prompt, completion": "prompt, ' completion'",
+        "\u200bprompt,completion": "'\\u200bprompt', completion",
+        "prompt,completion\u00a0": "prompt, 'completion\\xa0'",
+    }.items():
+        with pytest.raises(
+            AiraError, match=rf"\(train\) has the columns {re.escape(shown)}, and instruction data needs"
+        ):
+            module(write("a.csv", f"{header}\na,b\n"))
+    write("b/train.jsonl", ROWS)
+    path = os.path.dirname(write("b/validation.jsonl", [{"question": "a", "answer": "b"}]))
+    with pytest.raises(AiraError, match=r"b \(validation\) has the columns question, answer, and"):
+        module(path)
 
 
 def test_no_usable_row(write, module):

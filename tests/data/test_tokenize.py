@@ -272,6 +272,8 @@ def test_what_the_cache_depends_on(run, chatml, monkeypatch):
     for package in ("tokenizers", "transformers", "datasets", "jinja2"):
         monkeypatch.setattr(environment, "version", lambda name, p=package: "0" if name == p else version(name))
         found[package] = run(rows)[0]
+    monkeypatch.setattr(aira.data.tokenize, "ENCODER", 0)
+    found["encoder"] = run(rows)[0]
     fingerprints = {name: table._fingerprint for name, table in found.items()}
     assert len(set(fingerprints.values())) == len(found), fingerprints
     plain = found["none"].to_list()
@@ -380,5 +382,9 @@ def test_usable(run):
         "rows (train): dropped 1 of 6 rows: empty completion (first: row 2).",
         "rows (train): cut 1 of 6 rows to data.max_length.",
     ]
+    odd = [{"conversations": [{"role": f"{i}" * 9000, "content": "a"}]} for i in range(10, 40)]
+    said = usable(run([*odd, odd[3]], key="odd")[0], "rows")[1]
+    assert len(said) == 11 and max(map(len, said)) < 200 and "dropped 2 of 31 rows" in said[0]
+    assert said[-1] == "rows: dropped 20 of 31 rows for 20 other reasons."
     index, said = usable(run(key="good")[0], "rows")
     assert index.tolist() == [0, 1, 2, 3, 4] and said == []
