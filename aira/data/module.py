@@ -23,6 +23,7 @@ from aira.data.schemas import (
     SCHEMAS,
     BadRow,
     Example,
+    asked_key,
     last_key,
     mapped_columns,
     named_classes,
@@ -30,8 +31,6 @@ from aira.data.schemas import (
     prompt_key,
     reachable,
     read_example,
-    text,
-    text_key,
 )
 from aira.data.sources import read
 from aira.data.tokenize import encode, separator_id, tokenize, usable
@@ -179,9 +178,10 @@ class DataModule(pl.LightningDataModule):
                 head=head,
                 padded=padded,
                 cache_dir=cache_dir,
+                parts=source.parts.get(name, ()),
                 num_proc=num_proc,
             )
-            index, said = usable(encoded, f"{path} ({name})")
+            index, said = usable(encoded, f"{path} ({name})", source.parts.get(name, ()))
             self.said += said
             if not len(index):
                 raise AiraError(f"No row of {path} ({name}) can be used. {' '.join(said)}")
@@ -190,7 +190,7 @@ class DataModule(pl.LightningDataModule):
         self.train = load(split)
         if head == "lm":
             self._check_end({*ends, tokenizer.eos_token_id} - {None})
-        if len(forbidden):
+        if exclude:
             first, last = np.isin(self.train.prompts, forbidden)
             kept = ~(first | last)
             self.said.append(f"{path} ({split}): excluded {np.sum(~kept)} of {len(kept)} rows by data.exclude.")
@@ -272,24 +272,38 @@ class DataModule(pl.LightningDataModule):
             source = read(file, cache_dir=cache_dir)
             self.said += source.said
             for rows in source.splits.values():
-                try:
-                    mapping = mapped_columns(self.kind, rows.column_names, self.columns, file)
-                except AiraError:
-                    names = {names[0] for names in SCHEMAS[self.kind].columns}
-                    given = [(self.columns or {}).get(name, name) for name in (TEXTS if names <= TEXTS else names)]
-                    columns = [column for column in given if reachable(column, rows.column_names)]
-                    if not columns:
-                        raise
-                    for row in rows:
-                        for column in columns:
-                            with contextlib.suppress(BadRow):
-                                keys.append(text_key(text({"": pick(row, column)}, "")))
-                    continue
-                for row in rows:
-                    with contextlib.suppress(BadRow):
-                        example = read_example(self.kind, row, mapping, self.labels, named_classes(rows.features))
-                        keys += [prompt_key(example), last_key(example)]
+                found = self._asked(rows, file)
+                keys += [key for each in found for key in each]
+                missing = sum(not each for each in found)
+                if missing == len(found):
+                    raise AiraError(f"data.exclude: no row of {file} has a prompt or a text. Check data.columns.")
+                if missing:
+                    self.said.append(f"{file}: {missing} of {len(found)} rows have no prompt or text to exclude.")
         return np.array(keys, dtype=np.int64)
+
+    def _asked(self, rows: Dataset, file: str) -> list[list[int]]:
+        """The keys of each row of a file, which needs no answer and no label."""
+        names = {names[0] for names in SCHEMAS[self.kind].columns}
+        given = [(self.columns or {}).get(name, name) for name in (TEXTS if names <= TEXTS else sorted(names))]
+        columns = [column for column in given if reachable(column, rows.column_names)]
+        mapping = None
+        try:
+            mapping = mapped_columns(self.kind, rows.column_names, self.columns, file)
+        except AiraError:
+            if not columns:
+                raise
+        found, classes = [], named_classes(rows.features)
+        for row in rows:
+            keys: list[int] = []
+            with contextlib.suppress(BadRow, AiraError):
+                if mapping:
+                    example = read_example(self.kind, row, mapping, self.labels, classes)
+                    keys = [prompt_key(example), last_key(example)]
+            for column in () if keys else columns:
+                with contextlib.suppress(BadRow):
+                    keys.append(asked_key(pick(row, column)))
+            found.append(keys)
+        return found
 
     @property
     def steps_per_epoch(self) -> int:

@@ -120,6 +120,8 @@ def _csv_rows(file: Path) -> Iterator[dict[str, str]]:
     reader = csv.reader(itertools.chain([first], lines), delimiter=separator, strict=True)
     header: list[str] | None = None
     start = 0  # the line that the last row ended at
+    if re.match('"?sep=', first):
+        raise AiraError(f"{file}, line 1: `sep=` is for Excel alone, and no header. Take the line out.")
     while True:
         try:
             cells = next(reader, None)
@@ -141,13 +143,15 @@ def _csv_rows(file: Path) -> Iterator[dict[str, str]]:
 
 
 def _check_names(place: str, names: list[str]) -> None:
+    seen: set[str] = set()
     for number, name in enumerate(names, start=1):
         if not name.strip():
             raise AiraError(f"{place}: column {number} has no name.")
         if "\0" in name:
             raise AiraError(f"{place}: the name of column {number} has a zero character, which a table cannot hold.")
-        if names.index(name) < number - 1:
+        if name in seen:
             raise AiraError(f"{place}: two columns have the name {name}. Rename one.")
+        seen.add(name)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -205,6 +209,10 @@ def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
         if line.strip():
             row += 1
             place = f"{file}, row {row}" + (f" (line {number})" if row != number else "")
+            if line.strip() in ("{", "["):
+                raise AiraError(
+                    f"{place}: a row is one line here. A list, or one object, of several lines is a .json file."
+                )
             value = _parsed(place, line.strip().lstrip("\ufeff"))  # of files that were put one behind another
             _check_row(place, value, escapes=bool(SURROGATE.search(line)))
             yield place, value

@@ -367,7 +367,8 @@ def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | No
         if all(reachable(column, available) for column in mapping.values()):
             optional = {name: columns.get(name, name) for name in schema.optional}
             return mapping | {name: column for name, column in optional.items() if reachable(column, available)}
-    shown = ", ".join(name if name.isprintable() and name == name.strip() else repr(name) for name in available)
+    printed = [name if name.isprintable() and name == name.strip() else repr(name) for name in available]
+    shown = ", ".join(printed[:20]) + (f" and {len(printed) - 20} more" if len(printed) > 20 else "")
     for name, column in columns.items():
         if not reachable(column, available):
             raise AiraError(f"data.columns: {name} is mapped to {column}, and {source} has the columns {shown}.")
@@ -421,8 +422,27 @@ def prompt_key(example: Example) -> int:
 
 
 def last_key(example: Example) -> int:
-    """The same of the last branch: another number for a pair of lone texts, which have no prompt in common."""
-    return _asked_key(example.conversations[-1])
+    """The same of the last branch: another number for a pair of lone texts, which have no prompt in common.
+
+    Where there is one branch, it is that of what its first answer answers: it is trained on, too.
+    """
+    turns = example.conversations[-1]
+    if len(example.conversations) == 1:
+        turns = turns[: 1 + next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")]
+    return _asked_key(turns)
+
+
+def asked_key(value: Any) -> int:
+    """The key of a prompt or text by itself, as a text or as turns, of which an answer at the end is not looked at.
+
+    Raises:
+        BadRow: there is no text.
+    """
+    value = _unpacked(value)
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        role = value[-1].get("role") or value[-1].get("from")
+        value = value[:-1] if role in ("assistant", "gpt") else value
+    return _asked_key([*_turns(value, "user", "prompt"), _turn("assistant", "")])
 
 
 def _asked_key(turns: list[Message]) -> int:

@@ -11,7 +11,7 @@ import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 
 from aira.data.layout import FORMATS, arrange, check_regular, format_of, walk
-from aira.data.tables import READER, content, table
+from aira.data.tables import READER, Parts, content, parts, table
 from aira.errors import AiraError, reason_of
 from aira.files import check_exists, content_hash, matched, no_room
 
@@ -25,6 +25,8 @@ class Source:
     key: str
     said: list[str] = field(default_factory=list)
     """What is to be told: files that were left out, and why."""
+    parts: dict[str, Parts] = field(default_factory=dict)
+    """The files of each split that is of several; see `aira.data.tables.place`."""
 
     def split(self, name: str) -> Dataset:
         """One split.
@@ -93,19 +95,21 @@ def _local(
         base: the folder that names are relative to; None where one file is read, of which only the endings matter.
     """
     folder = Path(cache_dir or os.environ.get("AIRA_CACHE", "~/.cache/aira")).expanduser() / "tables"
-    tables, keys = {}, {}
+    tables, keys, several = {}, {}, {}
     for split, files in splits.items():
         for file in files:
             check_regular(file)
         names = [str(file.relative_to(base)) if base else format_of(file) + file.suffix.lower() for file in files]
         contents = [content(file) for file in files]
         keys[split] = hashlib.sha256(json.dumps([READER, names, contents]).encode()).hexdigest()
+        kept = folder / f"{keys[split][:32]}.arrow"
         try:
-            tables[split] = table(path, files, contents, folder / f"{keys[split][:32]}.arrow")
+            tables[split] = table(path, files, contents, kept)
         except OSError as error:
             said_by = error.strerror or reason_of(error)
             problem = "No space left" if no_room(error) else f"The folder cannot be written to ({said_by})"
             raise AiraError(
                 f"{problem} for the table of {path} in {folder}. cache_dir=<folder> puts it elsewhere."
             ) from error
-    return Source(path, DatasetDict(tables), hashlib.sha256(json.dumps(keys).encode()).hexdigest(), said)
+        several[split] = parts(files, kept)
+    return Source(path, DatasetDict(tables), hashlib.sha256(json.dumps(keys).encode()).hexdigest(), said, several)

@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from aira.data.layout import format_of
 from aira.data.rows import Decimal, read_rows
 from aira.errors import AiraError, reason_of
-from aira.files import content_hash
+from aira.files import content_hash, read_json, write_whole
 
 READER = 2
 """The version of how bytes become rows: what changes the rows counts it up, or kept tables would be stale."""
@@ -62,6 +62,25 @@ def content(file: Path) -> str:
         raise AiraError(f"{file} could not be read: {error.strerror or reason_of(error)}.") from error
 
 
+Parts = Sequence[tuple[Path, int]]
+"""The files of a split, each with the number of its rows; nothing where they are not known, or there is one file."""
+
+
+def parts(files: list[Path], kept: Path) -> Parts:
+    """The files of a table that is kept."""
+    counts = read_json(kept.with_suffix(".json"), list) if len(files) > 1 else None
+    return list(zip(files, counts, strict=False)) if counts else []
+
+
+def place(found: Parts, index: int) -> str:
+    """Where a row of a split, counted from 0, stands: its number in its file, from 1 on, and which file it is."""
+    for file, count in found:
+        if index < count:
+            return f"row {index + 1} of {file}"
+        index -= count
+    return f"row {index + 1}"
+
+
 ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
 """The last bytes of an Arrow stream; one that is cut between two batches reads well, and lacks them."""
 
@@ -88,6 +107,7 @@ def _write(path: str, files: list[Path], contents: list[str], target: Path) -> N
             f"{path}: {parquet[0].name} and {other.name} are not read together. Convert one to the other's format."
         )
     features, batches = _parquet(files) if parquet else _texts(files)
+    counts = []
     part = target.with_suffix(".part")
     try:
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, features.arrow_schema) as writer:
@@ -98,9 +118,11 @@ def _write(path: str, files: list[Path], contents: list[str], target: Path) -> N
                     writer.write_table(batch)
                 if not rows:
                     raise AiraError(f"{file}: there is no row in it.")
+                counts.append(rows)
         for file, before in zip(files, contents, strict=True):
             if content(file) != before:
                 raise AiraError(f"{file} changed while it was read. Start again once it is written.")
+        write_whole(target.with_suffix(".json"), json.dumps(counts))
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

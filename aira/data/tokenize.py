@@ -30,6 +30,7 @@ from aira.data.schemas import (
     prompt_key,
     read_example,
 )
+from aira.data.tables import Parts, place
 from aira.data.trees import padded_length, tree_length
 from aira.environment import versions
 from aira.errors import AiraError, reason_of
@@ -53,7 +54,7 @@ FEATURES = Features(
 )
 
 
-ENCODER = 1
+ENCODER = 2
 """The version of how rows become tokens and keys; what changes them counts it up, or kept tables would be stale."""
 
 LONGEST = 10_000
@@ -317,6 +318,7 @@ def tokenize(
     head: str = "lm",
     padded: bool = False,
     labels: Mapping[str, int | None] | None = None,
+    parts: Parts = (),
     num_proc: int = 1,
 ) -> Dataset:
     """Tokenize rows once; the result is kept on disk under a key of everything it depends on.
@@ -329,6 +331,7 @@ def tokenize(
         head: `lm` encodes by `encode`, `score` by `encode_scorer`.
         padded: for an encoder.
         labels: see `aira.data.schemas.read_example`.
+        parts: the files of `rows`, for messages; see `aira.data.tables.place`.
 
     Returns:
         A memory-mapped table with the columns of `FEATURES`, a row for each row, usable or not.
@@ -348,11 +351,11 @@ def tokenize(
         except BadRow as problem:
             return {**UNUSABLE, "problem": str(problem)}
         except AiraError as error:
-            raise AiraError(f"{source}, row {index + 1}: {error}") from error
+            raise AiraError(f"{source}, {place(parts, index)}: {error}") from error
         keys = {"prompt": prompt_key(example), "last": last_key(example)}
         return encoded | keys | {"labels": list(example.labels), "margin": example.margin}
 
-    parts = [
+    told = [
         ENCODER,
         versions("tokenizers", "transformers", "datasets", "jinja2"),
         sorted(FEATURES),
@@ -367,7 +370,7 @@ def tokenize(
         names,
         tokenizer_content(tokenizer),
     ]
-    fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(cache_dir).expanduser() / "tokenized"
     folder.mkdir(parents=True, exist_ok=True)
     (disable_progress_bar if len(rows) < 10_000 else enable_progress_bar)()
@@ -402,8 +405,8 @@ MOST_REASONS = 10
 """Reasons for dropping rows that are told one by one."""
 
 
-def usable(encoded: Dataset, source: str) -> tuple[np.ndarray, list[str]]:
-    """Which rows can be trained on, and what to tell about the others.
+def usable(encoded: Dataset, source: str, parts: Parts = ()) -> tuple[np.ndarray, list[str]]:
+    """Which rows can be trained on, and what to tell about the others, by their places in `parts`.
 
     Returns:
         Indices of the usable rows, and sentences that say how many were dropped, cut or have control tokens, and why.
@@ -416,7 +419,7 @@ def usable(encoded: Dataset, source: str) -> tuple[np.ndarray, list[str]]:
     counts = Counter(reasons).most_common()
     for reason, count in counts[:MOST_REASONS]:
         first = where[reasons.index(reason)]
-        said.append(f"{source}: dropped {count} of {len(problems)} rows: {reason} (first: row {first + 1}).")
+        said.append(f"{source}: dropped {count} of {len(problems)} rows: {reason} (first: {place(parts, first)}).")
     if others := counts[MOST_REASONS:]:
         count = sum(count for _, count in others)
         said.append(f"{source}: dropped {count} of {len(problems)} rows for {len(others)} other reasons.")
@@ -427,6 +430,6 @@ def usable(encoded: Dataset, source: str) -> tuple[np.ndarray, list[str]]:
     if len(control):
         said.append(
             f"{source}: {len(control)} of {len(problems)} rows have names of the tokenizer's control tokens in their "
-            f"text (first: row {control[0] + 1}); they are plain text there."
+            f"text (first: {place(parts, control[0])}); they are plain text there."
         )
     return np.flatnonzero(~bad.to_numpy()), said

@@ -77,8 +77,8 @@ class Scorer(Method):
         if len(wrong):
             raise AiraError(
                 f"At step {self.trainer.global_step} the score of {len(wrong)} of {len(self.indices)} validation rows "
-                f"is no number (the first is row {wrong[0]}), so nothing can be measured. A smaller optimizer.lr or "
-                "trainer.precision=32-true may help; the checkpoint before is whole."
+                f"is no number (the first is row {wrong[0] + 1}), so nothing can be measured. A smaller optimizer.lr "
+                "or trainer.precision=32-true may help; the checkpoint before is whole."
             )
         split = self.trainer.datamodule.validation  # type: ignore[attr-defined]
         labels = torch.tensor(split.labels_of(self.indices))

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from aira.data.module import DataModule
 from aira.data.sources import read
 from aira.errors import AiraError
+from aira.models.backbone import load_tokenizer
+from tests.data.conftest import TINY
 from tests.data.files import A, fill, lines, parquet
 
 FOLDERS = {
@@ -142,6 +145,39 @@ def test_no_such_split_says_what_was_left_out(write, cache, tmp_path):
     fill(write, "mine.jsonl validation.jsonl")
     with pytest.raises(AiraError, match=r"no split 'train'. It has: validation\. .* left out mine\.jsonl"):
         read(str(tmp_path / "files"), cache_dir=str(cache)).split("train")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_rows_are_numbered_by_file(write, module, tmp_path, form):
+    """Catches the number of a row in all files together, which no file has, also where the table is a kept one."""
+    rows = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(4)]
+    header = "prompt,completion\n"
+    for name, some in {
+        "a": rows[:3],
+        "x/b": [rows[3], {"prompt": "q", "completion": ""}, {**rows[0], "prompt": "</s>"}],
+    }.items():
+        table = header + "".join(",".join(row.values()) + "\n" for row in some)
+        write(f"{name}.{form}", {"jsonl": lines(*some), "csv": table, "parquet": parquet(some)}[form])
+    for _ in range(2):
+        said = str(module(tmp_path / "files").said)
+        assert f"dropped 1 of 6 rows: empty completion (first: row 2 of {tmp_path}/files/x/b.{form})" in said
+
+
+def test_a_label_is_named_by_its_file(write, cache, tmp_path):
+    """Catches the same in an error."""
+    for name, label in {"a": 1, "b": "weird"}.items():
+        write(
+            f"{name}.jsonl",
+            [{"text": f"{name}{i}", "label": i % 2} for i in range(3)] + [{"text": "x", "label": label}],
+        )
+    with pytest.raises(AiraError, match=r"row 4 of .*/b\.jsonl: the label 'weird' is neither"):
+        DataModule(
+            load_tokenizer(TINY, head="score")[0],
+            kind="labelled",
+            head="score",
+            path=str(tmp_path / "files"),
+            cache_dir=str(cache),
+        )
 
 
 def test_what_was_left_out_is_told_before_training(write, module, tmp_path):

@@ -423,6 +423,55 @@ def test_excluded_prompts(write, load):
     assert any("excluded 1 of 8 rows" in line for line in made.said)
 
 
+def test_excluded_without_an_answer(write, load):
+    """Catches test prompts that are trained on since their rows have no answer, or a label that is not known."""
+    rows = [{"conversations": turns(f"q{i}", "a")} for i in range(8)]
+    path = write("a.jsonl", rows)
+    asked = [
+        {"conversations": turns("q1")},
+        {"conversations": json.dumps(turns("Q2\u200b"))},
+        {"conversations": turns("q3", "b", "more", "c")},
+        {"conversations": turns("q4", " ")},
+        {"conversations": [{"role": "tool", "content": "q5"}]},
+        {"conversations": []},
+    ]
+    made = load(f"data.path={path}", exclude=[write("t.jsonl", asked)])
+    assert any("excluded 4 of 8 rows by data.exclude" in line for line in made.said)
+    assert any("t.jsonl: 2 of 6 rows have no prompt or text to exclude" in line for line in made.said)
+    pairs = [{"prompt": f"q{i}", "completion": "a"} for i in range(8)]
+    test = [
+        {"prompt": "Q1", "completion": ""},
+        {"prompt": "q2", "completion": None},
+        {"prompt": "q9", "completion": "x"},
+    ]
+    made = load(f"data.path={write('b.jsonl', pairs)}", exclude=[write("u.jsonl", test)])
+    assert any("excluded 2 of 8 rows by data.exclude" in line for line in made.said)
+    made = load(f"data.path={write('b.jsonl', pairs)}", exclude=[write("v.jsonl", test[2:])])
+    assert any("excluded 0 of 8 rows by data.exclude" in line for line in made.said)
+    with pytest.raises(AiraError, match=r"no row of .*w\.jsonl has a prompt or a text"):
+        load(f"data.path={path}", exclude=[write("w.jsonl", [{"prompt": ""}, {"prompt": None}])])
+    texts = [{"text": f"t{i}", "label": i % 2} for i in range(8)]
+    test = write("x.jsonl", [{"text": "T3", "label": "weird"}, {"text": "t4", "label": -1}])
+    made = load("method=toxicity", f"data.path={write('c.jsonl', texts)}", exclude=[test])
+    assert any("excluded 2 of 8 rows by data.exclude" in line for line in made.said)
+
+
+def test_dialogues_that_go_on_are_held_out_together(write, load, tmp_path):
+    """Catches an answer that is trained on as an earlier turn, and measured as the last one."""
+    rows = [{"conversations": turns(f"q{i // 3}", "a", "more", "b", "and?", "c")[: 2 * (i % 3 + 1)]} for i in range(30)]
+    made = load(f"data.path={write('a.jsonl', rows)}", validation_fraction=0.3)
+    first, held = (
+        {talk.conversations[0][0]["content"] for talk in part}
+        for part in (made.examples(made.train, made.train.index), made.examples(made.validation, made.validation.index))
+    )
+    assert first and held and not first & held
+    for name, some in {"train": rows[:3], "validation": [{"conversations": turns("Q0", "x")}, rows[9]]}.items():
+        write(f"b/{name}.jsonl", some)
+    assert "1 of 2 rows have a prompt or a text that also stands in train" in str(
+        load(f"data.path={tmp_path}/files/b").said
+    )
+
+
 def test_prompt_key():
     """Catches a key that depends on letter case, or that two prompts share."""
     keys = [

@@ -269,6 +269,8 @@ def test_columns_that_do_not_fit(write, module):
             AiraError, match=rf"\(train\) has the columns {re.escape(shown)}, and instruction data needs"
         ):
             module(write("a.csv", f"{header}\na,b\n"))
+    with pytest.raises(AiraError, match="c18, c19 and 280 more, and instruction data needs"):
+        module(write("wide.jsonl", [{f"c{i}": "x" for i in range(300)}]))
     write("b/train.jsonl", ROWS)
     path = os.path.dirname(write("b/validation.jsonl", [{"question": "a", "answer": "b"}]))
     with pytest.raises(AiraError, match=r"b \(validation\) has the columns question, answer, and"):

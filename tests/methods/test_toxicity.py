@@ -157,5 +157,5 @@ def test_a_validation_score_that_is_no_number(tmp_path, number):
     """Catches figures that are made of NaN."""
     module = trained(tmp_path, TEXTS, "labelled")[0]
     module._kept = [([3, 5], [[1.0], [number]])]
-    with pytest.raises(AiraError, match=r"1 of 2 validation rows is no number \(the first is row 5\)"):
+    with pytest.raises(AiraError, match=r"1 of 2 validation rows is no number \(the first is row 6\)"):
         module.validation_metrics()
