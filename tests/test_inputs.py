@@ -9,7 +9,7 @@ from typing import NamedTuple
 from tests.callbacks.test_checkpoint import CHANGES
 from tests.chat.test_command import FILES
 from tests.chat.test_gate import REQUESTS
-from tests.data.test_control import SAID
+from tests.data.test_control import HIDDEN, SAID
 from tests.data.test_folders import FOLDERS, REFUSED_FOLDERS
 from tests.data.test_pairs_and_labels import NAMES, SAME, UNLABELLED
 from tests.data.test_rows import READ, REFUSED
@@ -43,7 +43,7 @@ KINDS = (
     Kind(
         "one prompt in two forms", "one prompt: never on both sides of a split", SAME, "data/test_pairs_and_labels.py"
     ),
-    Kind("control tokens in a text", "plain text to the model, and counted", SAID, "data/test_control.py"),
+    Kind("control tokens in a text", "plain text to the model, and counted", SAID + HIDDEN, "data/test_control.py"),
     Kind("models that are damaged or foreign", "refused, with the folder", DAMAGE | USED, "models/test_damaged.py"),
     Kind("files of questions for a chat", "answered, or refused with the row", FILES, "chat/test_command.py"),
     Kind("requests to the demo", "answered where host and origin are its own", REQUESTS, "chat/test_gate.py"),

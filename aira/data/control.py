@@ -3,9 +3,13 @@
 import copy
 import json
 import re
-from typing import Any
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from tokenizers import NormalizedString
+from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerBase
 
 from aira.data.schemas import Message
@@ -13,26 +17,53 @@ from aira.data.schemas import Message
 BROKEN = "\ufdd0\ufdd1"
 """Noncharacters, which no text has: they break a control token's name in two until the tokenizer takes them out."""
 
-_readers: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, re.Pattern[str], list[PreTrainedTokenizerBase]]]
-_readers = WeakKeyDictionary()
+
+class _Reader(NamedTuple):
+    """What is needed to find control tokens' names in a text, and to read them as text."""
+
+    names: re.Pattern[str]  # as they are written, the longest first
+    forms: re.Pattern[str] | None  # as the tokenizer finds them once it has normalized a text; None where it does not
+    normalizer: Any  # the tokenizer's
+    made: list[PreTrainedTokenizerBase]  # what `as_text` makes of the tokenizer, once it is needed
 
 
-def _reader(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], list[PreTrainedTokenizerBase]]:
-    """What finds control tokens' names, the longest first, and a place for what `as_text` makes of the tokenizer."""
+_readers: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, _Reader]] = WeakKeyDictionary()
+
+
+def _any(names: Iterable[str]) -> re.Pattern[str]:
+    """What finds any of some names, the longest first."""
+    longest = sorted(filter(None, names), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest)) or "(?!)")
+
+
+def _reader(tokenizer: PreTrainedTokenizerBase) -> _Reader:
     state = (len(tokenizer), tokenizer.all_special_tokens, tokenizer.chat_template)
     kept = _readers.get(tokenizer)
     if kept is None or kept[0] != state:
-        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        names = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
-        kept = state, re.compile("|".join(map(re.escape, filter(None, names))) or "(?!)"), []
+        added = tokenizer.added_tokens_decoder.values()
+        names = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+        backend, forms = tokenizer.backend_tokenizer, set()
+        if backend.normalizer:
+            forms = {backend.normalizer.normalize_str(token.content) for token in added if token.normalized}
+            forms &= {backend.normalizer.normalize_str(name) for name in names}
+            forms |= names if isinstance(backend.model, Unigram) else set()
+        kept = state, _Reader(_any(names), _any(forms) if forms else None, backend.normalizer, [])
         _readers[tokenizer] = kept
-    return kept[1:]
+    return kept[1]
 
 
-def has_control_tokens(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> bool:
-    """Whether the name of a control token stands in a message."""
-    pattern, _ = _reader(tokenizer)
-    return any(pattern.search(message["content"]) for message in messages)
+def _breaks(reader: _Reader, text: str) -> list[int]:
+    """Where the names of control tokens in a text are to be broken in two: behind the first sign of each.
+
+    A name may be there only once the tokenizer has normalized the text (full width, capitals, what is not seen).
+    """
+    found = {match.start() + 1 for match in reader.names.finditer(text)}
+    if reader.forms:
+        whole = NormalizedString(text)
+        reader.normalizer.normalize(whole)
+        ends = (match.start() + 1 for match in reader.forms.finditer(whole.normalized))
+        found |= {len(before.original) for end in ends if (before := whole[:end])}
+    return sorted(found)
 
 
 def as_text(
@@ -47,10 +78,11 @@ def as_text(
     Returns:
         Both as they were given where no message has a control token's name, which is nearly always.
     """
-    pattern, readers = _reader(tokenizer)
-    if not has_control_tokens(tokenizer, messages):
+    found = _reader(tokenizer)
+    breaks = [_breaks(found, message["content"]) for message in messages]
+    if not any(breaks):
         return tokenizer, messages
-    if not readers:
+    if not found.made:
         reader = copy.deepcopy(tokenizer)
         state = json.loads(reader.backend_tokenizer.to_str())
         where = {"pattern": {"String": BROKEN}}
@@ -62,11 +94,11 @@ def as_text(
             parts = [{"type": "Replace", **where, "content": ""}, *filter(None, [state["normalizer"]])]
             state["normalizer"] = {"type": "Sequence", "normalizers": parts}
         for token in state["added_tokens"]:  # they are looked for before the normalizer, and not once more behind it
-            token["normalized"] &= not pattern.fullmatch(token["content"])
+            token["normalized"] &= not found.names.fullmatch(token["content"])
         reader.backend_tokenizer.__setstate__(json.dumps(state).encode())
-        readers.append(reader)
-    broken = [
-        message | {"content": pattern.sub(lambda found: found[0][:1] + BROKEN + found[0][1:], message["content"])}
-        for message in messages
-    ]
-    return readers[0], broken
+        found.made.append(reader)
+    broken = []
+    for message, places in zip(messages, breaks, strict=True):
+        parts = [message["content"][start:end] for start, end in pairwise([0, *places, None])]
+        broken.append(message | {"content": BROKEN.join(parts)})
+    return found.made[0], broken

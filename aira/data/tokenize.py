@@ -19,7 +19,7 @@ from filelock import FileLock
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from aira.data.control import BROKEN, as_text, has_control_tokens
+from aira.data.control import BROKEN, as_text
 from aira.data.schemas import (
     BadRow,
     Message,
@@ -54,7 +54,7 @@ FEATURES = Features(
 )
 
 
-ENCODER = 2
+ENCODER = 3
 """The version of how rows become tokens and keys; what changes them counts it up, or kept tables would be stale."""
 
 LONGEST = 10_000
@@ -218,16 +218,15 @@ def encode_scorer(
     """
     branches, cut, control = [], False, False
     for messages in conversations:
-        control |= has_control_tokens(tokenizer, messages)
-        *prompt, response = messages
+        reader, shown = as_text(tokenizer, messages)
+        control |= reader is not tokenizer
+        *prompt, response = shown
         if padded or not prompt:
             texts = [segment(prompt), response["content"]] if prompt else [response["content"]]
-            read = partial(tokenizer, *texts, split_special_tokens=True)  # their names are plain text
-            ids = read(verbose=False)["input_ids"]
-            kept = read(truncation=True, max_length=max_length)["input_ids"]
-            tokenizer.backend_tokenizer.no_truncation()  # or the export would have it, too
+            ids = reader(*texts, verbose=False)["input_ids"]
+            kept = reader(*texts, truncation=True, max_length=max_length)["input_ids"]
+            reader.backend_tokenizer.no_truncation()  # or the export would have it, too
         else:
-            reader, shown = as_text(tokenizer, messages)
             whole, ranges = render(reader, shown)
             ids, offsets = _encoded(reader, whole)
             before = sum(start < ranges[-1][0] for start, _ in offsets)
