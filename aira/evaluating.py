@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from aira.callbacks.emissions import energy, start_tracker
 from aira.config import build, plain, recorded, write_config
 from aira.environment import environment
-from aira.errors import AiraError
+from aira.errors import AiraError, reason_of
 from aira.evaluation.measure import ROLES, chat, scorer
 from aira.evaluation.results import Line, class_table, compare, published, remember, table
 from aira.evaluation.tasks import SCORER_TASKS, check
@@ -90,13 +90,14 @@ def _remembered(path: str, lines: list[Line], limit: int | None) -> None:
     if run is None:
         return
     try:
+        read_run(run)  # one that is no run of Aira's is left as it is
         remember(run, lines, limit)
         made = read_run(run)
         write_whole(run / "report.html", page([made], made.name))
         card = model_card(made.values, made.metrics, made.environment, made.evaluations)
         write_whole(run / "export" / "README.md", card)
-    except OSError as error:
-        print(f"Notice: the run's own page does not have these figures, since {run} cannot be written to: {error}.")
+    except (OSError, AiraError, LookupError, TypeError, ValueError, AttributeError) as error:  # it may be a stranger's
+        print(f"Notice: the page and the card of {run} do not have these figures: {reason_of(error)}")
 
 
 def _models(values: dict[str, Any]) -> dict[str, str]:

@@ -122,19 +122,26 @@ def no_room(error: BaseException | None) -> bool:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file, and its folder, so that it is there as a whole or as it was before, whatever happens.
 
-    A link is replaced, not followed.
+    A link is replaced, not followed. Half of a character, which some JSON and names of files have, becomes a "?".
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name[:100]}.{os.getpid()}")
+    part = path.with_name(f".{path.name[:50]}.{os.getpid()}")  # a name has 255 bytes, and a character up to 4
     try:
         with part.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode(errors="replace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave a new name on old or no bytes
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def add_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines to a file of state, all of them or none; what follows a line that was cut off is a line of its own."""
+    before = read_text(path, path.parent) or ""
+    ended = before if before.endswith("\n") or not before else f"{before}\n"
+    write_whole(path, ended + "".join(f"{line}\n" for line in lines))
 
 
 def locked(file: Path, what: Path) -> FileLock:
@@ -308,6 +315,12 @@ def check_writable(key: str, path: str) -> None:
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise AiraError(f"{key}={path}: {folder} is not a folder that can be written to. Name another: {key}=<folder>.")
+
+
+def markdown(text: object) -> str:
+    """A text as Markdown shows it letter for letter: on one line, so also in a cell of a table."""
+    line = " ".join(str(text).encode(errors="replace").decode().split())
+    return re.sub(r"[\\`*\[\]<>|$~&]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
 
 
 def as_json(value: Any, **settings: Any) -> str:

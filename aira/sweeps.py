@@ -4,7 +4,6 @@ A space is a mapping of keys to what they may be, in the words of Hydra's own sw
 `interval(0, 1)`, `tag(log, interval(1e-5, 1e-3))`.
 """
 
-import csv
 import json
 import shlex
 import sys
@@ -22,10 +21,10 @@ from omegaconf import DictConfig
 
 from aira.config import parse_override, plain
 from aira.errors import AiraError
-from aira.files import read_json, write_whole
+from aira.files import read_json, read_text, write_whole
 from aira.login import online
 from aira.ranking import blurred_by
-from aira.trials import TRIAL, final, run_trial
+from aira.trials import TRIAL, final, rows_of_log, run_trial
 
 Space = Mapping[str, str]
 
@@ -199,12 +198,11 @@ class _Watch:
 
     def __call__(self) -> bool:
         for log in sorted(self.run.glob("logs/version_*/metrics.csv")):
-            with log.open(encoding="utf-8", newline="") as stream:
-                for row in csv.DictReader(stream):
-                    step = int(row["step"])
-                    if row.get(self.metric) and step not in self.reported:
-                        self.trial.report(float(row[self.metric]), step)
-                        self.reported.add(step)
+            for row in rows_of_log(read_text(log, self.run) or ""):
+                step = int(row["step"])
+                if row.get(self.metric) and step not in self.reported:
+                    self.trial.report(float(row[self.metric]), step)
+                    self.reported.add(step)
         self.pruned = self.trial.should_prune()
         return self.pruned
 

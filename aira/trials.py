@@ -4,6 +4,8 @@ So a trial may use several processes itself, one that fails or runs out of memor
 launcher of Hydra works.
 """
 
+import contextlib
+import csv
 import ctypes
 import json
 import math
@@ -11,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,12 @@ def final(folder: Path, metric: str) -> float | None:
     """The last value of a metric of a finished run; None where the run is not finished, or has no such number."""
     value = (read_json(folder / "metrics.json") or {}).get(metric)
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def rows_of_log(text: str) -> Iterator[dict[str, str]]:
+    """The rows of a log of metrics as CSV; a last line that is cut off, or is being written, is none."""
+    with contextlib.suppress(csv.Error):  # a field that is longer than any that a run writes
+        yield from csv.DictReader(text.rpartition("\n")[0].splitlines())
 
 
 def run_trial_of_multirun(metric: str) -> float | None:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from aira.config import parse_override, plain, read_config, recorded, write_config
 from aira.errors import AiraError
-from aira.files import Output, locked, no_room, override, read_json, typed, write_whole
+from aira.files import Output, add_lines, locked, markdown, no_room, override, read_json, typed, write_whole
 
 
 @pytest.mark.parametrize("content", ["long" * 50_000, b"long" * 50_000])
@@ -55,6 +55,49 @@ def test_nothing_leads_out_of_a_folder(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.json").symlink_to(tmp_path / "secret.json")
     assert read_json(tmp_path / "run" / "metrics.json") is None and "leads out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "😀" * 62, "日" * 84])
+def test_a_long_name_is_written(tmp_path, name):
+    """Catches a name that is too long only beside its place; and a traceback for half of a character."""
+    write_whole(tmp_path / name, "a\ud800b")
+    assert [file.name for file in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "a?b"
+
+
+@pytest.mark.parametrize("before", ["", '{"a": 1}\n', '{"a": 1}\n{"a": ', '{"a": 1}'])
+def test_lines_are_added_whole(tmp_path, before):
+    """Catches a line that is lost, since it was added to one that a kill had cut off; and a link that is followed."""
+    outside, file = tmp_path / "outside", tmp_path / "run" / "rows.jsonl"
+    outside.write_text("theirs")
+    file.parent.mkdir()
+    file.write_text(before)
+    add_lines(file, ['{"b": 2}', '{"c": 3}'])
+    assert file.read_text().splitlines() == [*before.splitlines(), '{"b": 2}', '{"c": 3}']
+    file.unlink()
+    file.symlink_to(outside)
+    add_lines(file, ["x"])
+    assert outside.read_text() == "theirs" and file.read_text() == "x\n"
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("a|b", r"a\|b"),
+        ("a\n# b", "a # b"),
+        ("`x`", r"\`x\`"),
+        ("<script>", r"\<script\>"),
+        ("[a](b)", r"\[a\](b)"),
+        ("$x$ *y* ~z~", r"\$x\$ \*y\* \~z\~"),
+        ("_x_ arc_challenge 12-00-00-gpt2", r"\_x\_ arc_challenge 12-00-00-gpt2"),
+        ("back\\slash", r"back\\slash"),
+        ("&lt; café", r"\&lt; café"),
+        (5, "5"),
+        ("\udcff", "?"),
+    ],
+)
+def test_a_text_is_no_markdown(text, shown):
+    """Catches a name that ends a cell of a table, or is set in bold."""
+    assert markdown(text) == shown
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tests.data.test_folders import FOLDERS, REFUSED_FOLDERS
 from tests.data.test_pairs_and_labels import NAMES, SAME, UNLABELLED
 from tests.data.test_rows import READ, REFUSED
 from tests.models.test_damaged import DAMAGE, USED
-from tests.reports.test_page import STRANGE
+from tests.reports.test_page import ODD, STRANGE
 from tests.test_files import PATHS
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
@@ -49,6 +49,7 @@ KINDS = (
     Kind("requests to the demo", "answered where host and origin are its own", REQUESTS, "chat/test_gate.py"),
     Kind("a run that goes on as another", "told and recorded, or refused", CHANGES, "callbacks/test_checkpoint.py"),
     Kind("damaged files of a run's folder", "passed over by name", STRANGE, "reports/test_page.py"),
+    Kind("odd values in a run's files", "left out, or shown as they stand", ODD, "reports/test_page.py"),
     Kind("names of files and folders", "the same behind shell and Hydra", PATHS, "test_files.py"),
 )
 

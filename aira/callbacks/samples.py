@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from aira.data.module import DataModule, Split
-from aira.files import as_json
+from aira.files import add_lines, as_json
 from aira.models.generation import answer
 
 
@@ -65,9 +65,8 @@ class Samples(pl.Callback):
         said = answer(model, self.tokenizer, asked, self.max_new_tokens)
         self.answers = [(question, text) for question, (text,) in zip(self.questions, said, strict=True)]
         print("\n".join([f"\nAnswers {when}:", *(f"  {question}\n    {text}" for question, text in self.answers)]))
-        with (self.run / "samples.jsonl").open("a", encoding="utf-8") as file:
-            for question, text in self.answers:
-                file.write(as_json({"step": step, "question": question, "answer": text}, ensure_ascii=False) + "\n")
+        rows = ({"step": step, "question": question, "answer": text} for question, text in self.answers)
+        add_lines(self.run / "samples.jsonl", (as_json(row, ensure_ascii=False) for row in rows))
         for logger in loggers:
             if hasattr(logger, "log_table"):
                 logger.log_table("samples", ["question", "answer"], [list(pair) for pair in self.answers], step=step)

@@ -46,7 +46,7 @@ class Wandb(WandbLogger):
         if run:
             artifact = self._export(run)
         else:
-            artifact = wandb.Artifact(re.sub(r"[^\w.-]+", "-", without_home(path)).strip("-")[-100:], kind)
+            artifact = wandb.Artifact(_named(without_home(path)), kind)
             with artifact.new_file("source.json") as file:
                 json.dump({"path": without_home(path), "key": key}, file)
         with self._told():
@@ -69,7 +69,7 @@ class Wandb(WandbLogger):
     @rank_zero_only
     def log_files(self, name: str, kind: str, folder: Path, files: Iterable[Path]) -> None:
         """Tell that the run made files in its folder."""
-        artifact = wandb.Artifact(name, kind)
+        artifact = wandb.Artifact(_named(name), kind)
         for file in files:
             artifact.add_file(str(file), name=str(file.relative_to(folder)), policy="immutable")
         with self._told():
@@ -77,7 +77,7 @@ class Wandb(WandbLogger):
 
     def _export(self, run: Path) -> wandb.Artifact:
         """The same artifact for the same export, by whichever run it is told; its card may still change."""
-        artifact = wandb.Artifact(f"{run.parent.name}-{run.name}", "model")
+        artifact = wandb.Artifact(_named(f"{run.parent.name}-{run.name}"), "model")
         for file in sorted((run / "export").iterdir()):
             if file.suffix == ".safetensors" and not self.upload_export:
                 with artifact.new_file(f"{file.name}.sha256") as sums:
@@ -92,6 +92,11 @@ class Wandb(WandbLogger):
             yield
         except wandb.errors.Error as error:
             warnings.warn(f"Weights & Biases did not take an artifact, and the run goes on: {error}", stacklevel=3)
+
+
+def _named(text: str) -> str:
+    """A name that Weights & Biases takes for an artifact: of ASCII's letters and digits, and not too long."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-")[-100:] or "unnamed"
 
 
 def logger(

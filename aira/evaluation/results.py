@@ -11,7 +11,7 @@ import numpy as np
 
 from aira.errors import AiraError, nearest
 from aira.evaluation.statistics import interval
-from aira.files import as_json, write_whole
+from aira.files import add_lines, as_json, write_whole
 
 PUBLISHED = Path(__file__).parent / "published"
 COLUMNS = {
@@ -144,13 +144,14 @@ def remember(run: Path, lines: Sequence[Line], limit: int | None) -> None:
     Args:
         limit: how many rows of each task were read; None for all.
     """
-    with (run / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-        for line in lines:
-            for task, score in line.scores.items():
-                name = task if limit is None else f"{task} ({limit} rows)"
-                row = {"task": name, "name": run.name if line.candidate else line.name, "candidate": line.candidate}
-                row |= {"value": score.value, "shown": str(score), "percent": score.percent, "lower": score.lower}
-                file.write(as_json(row) + "\n")
+    rows = []
+    for line in lines:
+        for task, score in line.scores.items():
+            name = task if limit is None else f"{task} ({limit} rows)"
+            row = {"task": name, "name": run.name if line.candidate else line.name, "candidate": line.candidate}
+            row |= {"value": score.value, "shown": str(score), "percent": score.percent, "lower": score.lower}
+            rows.append(as_json(row))
+    add_lines(run / "evaluations.jsonl", rows)
 
 
 def published(names: Sequence[str]) -> list[Line]:

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from aira.files import LOCAL, as_json, without_home
+from aira.files import LOCAL, as_json, markdown, without_home
 from aira.models.backbone import UNLIMITED, context_length
 
 
@@ -205,7 +205,7 @@ def model_card(
                 metric_value=round(100 * row["value"], 2),
             )
             for row in evaluations
-            if row["candidate"] and row["percent"]
+            if row["candidate"] and row.get("percent")
         ],
         co2_eq_emissions={
             "emissions": round(1000 * metrics["emissions/co2_kg"], 6),  # in grams, as the hub has it
@@ -215,7 +215,7 @@ def model_card(
         if "emissions/co2_kg" in metrics
         else None,
     )
-    rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items()))
+    rows = "\n".join(f"| {markdown(name)} | {value:.6g} |" for name, value in sorted(metrics.items()))
     encoder = model["role"] == "encoder"
     use, limits, purpose = _CHAT, _CHAT_LIMITS, "to answer in a chat"
     if method["head"] == "score":
@@ -224,15 +224,16 @@ def model_card(
         purpose = "to tell harmless texts from toxic ones" if texts else "to tell the better of two answers to a prompt"
     good, bad = _SAID[language["code"]][use == _TEXTS]
     said = {"QUESTION": language["questions"][0], "GOOD": good, "BAD": bad, "LENGTH": str(values["data"]["max_length"])}
-    for word, text in said.items():
-        use = use.replace(word, text)
+    use = re.sub("|".join(said), lambda word: json.dumps(said[word[0]], ensure_ascii=False)[1:-1], use)  # within quotes
     pipeline = _PIPELINE.get(method["label"], "")
-    start, data = (_public(values[group]["path"], "path") for group in ("model", "data"))
+    start, data = (_code(_public(values[group]["path"], "path")) for group in ("model", "data"))
     settings = {
         key: _public(values[key], key)
         for key in ("model", "method", "data", "optimizer", "schedule", "trainer", "seed")
     }
-    evaluated = "\n".join(f"| {row['name']} | {row['task']} | {row['shown']} |" for row in evaluations)
+    evaluated = "\n".join(
+        f"| {' | '.join(markdown(row[key]) for key in ('name', 'task', 'shown'))} |" for row in evaluations
+    )
     evaluation = f"""
 ## Evaluation
 
@@ -245,9 +246,9 @@ Accuracies in percent, with a 95 % interval in brackets or a standard error; sim
     text = f"""---
 {header.to_yaml()}
 ---
-# {name}
+# {markdown(name)}
 
-Trained with Aira ({method["name"]}) from `{start}` on `{data}`.
+Trained with Aira ({markdown(method["name"])}) from {start} on {data}.
 
 ## Use
 
@@ -280,6 +281,12 @@ It is meant {purpose}, for research.
 ```
 """
     return without_home(text)
+
+
+def _code(text: str) -> str:
+    """A text as Markdown shows it letter for letter as code, on one line."""
+    line, longest = " ".join(text.split()), max(map(len, re.findall("`+", text)), default=0)
+    return f"{'`' * (longest + 1)} {line} {'`' * (longest + 1)}" if longest else f"`{line}`"
 
 
 PATHS = ("path", "checkpoints", "exclude", "reference", "cache_dir", "default_root_dir")

@@ -6,7 +6,7 @@ from pathlib import Path
 from aira.commandline import command
 from aira.config import compose_config, plain
 from aira.errors import AiraError
-from aira.files import write_whole
+from aira.files import check_writable, write_whole
 
 OURS = b'<meta name="generator" content="Aira">'
 """What stands in the head of a page that this command has written."""
@@ -18,14 +18,16 @@ def main() -> None:
     values = plain(compose_config("reports", sys.argv[1:]))
     folders = [values["runs"]] if isinstance(values["runs"], str) else values["runs"]
     output = Path(values["output"] or Path(folders[0]) / "report.html")
-    if output.is_dir():
-        raise AiraError(f"output={output} is a folder. Name a file: output={output / 'report.html'}.")
-    if values["output"] and output.exists() and OURS not in output.read_bytes()[:1000]:
-        raise AiraError(f"output={output} is there, and is no page of Aira's. Name another file.")
+    if output.exists() and not output.is_file():
+        raise AiraError(f"output={output} is no file. Name one: output=<file>.html.")
+    if output.exists() and OURS not in output.read_bytes()[:1000]:
+        raise AiraError(f"output={output} is there, and is no page of Aira's. Name another file: output=<file>.html.")
+    check_writable("output", str(output.parent))
     from aira.reports.page import page  # matplotlib is imported only once the command line is known to be right
     from aira.reports.runs import find_runs
 
-    runs = [run for folder in folders for run in find_runs(Path(folder))]
+    found = {run.folder.resolve(): run for folder in folders for run in find_runs(Path(folder))}
+    runs = list(found.values())  # each once, where a folder is in another one that is named
     title = values["title"] or Path(folders[0]).resolve().name
     write_whole(output, page(runs, title))
     print(output)

@@ -140,7 +140,7 @@ def _rank(run: Run) -> float:
 
 def number(value: float) -> str:
     """A figure as a reader wants it."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def _numbers(kinds: list[list[Run]], names: Sequence[str], lower_is_better: set[str]) -> list[list[Cell]]:
@@ -277,9 +277,9 @@ def _scored(runs: list[Run]) -> Part:
     for run in runs:
         if not len(run.scores):
             continue
-        _, branch, label, score = run.scores.T
+        row, branch, label, score = run.scores.T
         part = Part(run.name)
-        if (label >= 0).all() and len(set(label)) == 2:
+        if set(label) == {0, 1}:
             threshold = run.metrics.get("val/threshold", 0.0)
             groups = {"harmless": score[label == 0], "toxic": score[label == 1]}
             part.plots = [
@@ -287,7 +287,7 @@ def _scored(runs: list[Run]) -> Part:
                 plots.roc(score, label == 1),
             ]
             part.table = confusion(score < threshold, label == 1)
-        elif set(branch) == {0, 1}:
+        elif set(branch) == {0, 1} and np.array_equal(row[branch == 0], row[branch == 1]):
             chosen, rejected = score[branch == 0], score[branch == 1]
             groups = {"chosen": chosen, "rejected": rejected}
             part.plots = [

@@ -1,6 +1,7 @@
 """Plots as SVG text whose colours are those of the page around them, in light and dark."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,15 +44,28 @@ STYLE: Any = {
 }
 
 
+LONGEST = 40
+"""Characters of a name in a plot; of a longer one the middle is left out."""
+
+
 def _figure(title: str, x: str, y: str, size: tuple[float, float] = (4.6, 3.0)) -> tuple[Any, Any]:
     figure, axes = plt.subplots(figsize=size, layout="constrained")
     axes.set(title=title, xlabel=x, ylabel=y)
     return figure, axes
 
 
+def _label(name: object) -> str:
+    """A name as it is drawn: one line that leaves room for the plot; and in a legend, which leaves out those with _."""
+    text = " ".join("".join(one if one.isprintable() else " " for one in str(name)).split())
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 :]}"
+    return f"\u200b{text}" if text.startswith("_") or not text else text
+
+
 def _svg(figure: Any) -> str:
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the reader's fonts are others
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = stream.getvalue()
     text = text[text.index("<svg") :]
@@ -65,7 +79,9 @@ def curves(title: str, series: Mapping[str, Curve], y: str = "") -> str:
     with plt.rc_context(STYLE):
         figure, axes = _figure(title, "step", y)
         for (name, (steps, values)), colour in zip(series.items(), _colours(len(series))):
-            axes.plot(steps, values, label=name, color=colour, marker="o" if len(steps) == 1 else None, linewidth=1.6)
+            axes.plot(
+                steps, values, label=_label(name), color=colour, marker="o" if len(steps) == 1 else None, linewidth=1.6
+            )
         if 1 < len(series) <= len(SERIES):
             axes.legend()
         return _svg(figure)
@@ -134,7 +150,7 @@ def bars(title: str, figures: Mapping[str, float], x: str) -> str:
         places = np.arange(len(figures))[::-1]
         drawn = axes.barh(places, list(figures.values()), color=SERIES[0], height=0.6)
         axes.bar_label(drawn, fmt="%.3g", padding=3, fontsize=8)
-        axes.set_yticks(places, list(figures))
+        axes.set_yticks(places, list(map(_label, figures)))
         axes.margins(x=0.18)
         axes.grid(False)
         return _svg(figure)
@@ -154,7 +170,7 @@ def parallel(columns: Mapping[str, Sequence[Any]], metric: str, values: Sequence
         span = scale.max() - scale.min()
         places[name] = (scale - scale.min()) / span if span else np.full(len(scale), 0.5)
         ticks[name] = {
-            float(place): f"{value:.3g}" if numbers else str(value) for place, value in zip(places[name], column)
+            float(place): f"{value:.3g}" if numbers else _label(value) for place, value in zip(places[name], column)
         }
     with plt.rc_context(STYLE):
         figure, axes = _figure("", "", "", (max(7.5, 1.8 * len(axes_of)), 3.2))
@@ -170,7 +186,7 @@ def parallel(columns: Mapping[str, Sequence[Any]], metric: str, values: Sequence
             shown += [place for place in marks if len(marks) <= 5 and min(abs(place - other) for other in shown) > 0.07]
             for place in shown:
                 axes.annotate(marks[place], (x, place), textcoords="offset points", xytext=(4, 2), fontsize=8)
-        axes.set_xticks(range(len(axes_of)), list(axes_of))
+        axes.set_xticks(range(len(axes_of)), list(map(_label, axes_of)))
         axes.set_yticks([])
         axes.grid(False)
         axes.spines[:].set_visible(False)

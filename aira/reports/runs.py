@@ -4,9 +4,7 @@ A folder may be a stranger's: what stands in it is data. Nothing is resolved or 
 that a run would not have written is passed over.
 """
 
-import csv
 import json
-import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import numpy as np
 from aira.config import flat, read_config
 from aira.errors import AiraError
 from aira.files import passed_over, read_json, read_text
-from aira.trials import TRIAL
+from aira.trials import TRIAL, rows_of_log
 
 Curve = tuple[list[int], list[float]]
 """Steps and values."""
@@ -73,16 +71,20 @@ def find_runs(path: Path) -> list[Run]:
     return runs
 
 
-NEEDED = {
-    "model": "path role",
-    "method": "name head label monitor mode summary",
-    "data": "path max_length",
-    "language": "code questions",
-    "optimizer": "",
-    "schedule": "",
-    "trainer": "",
+NEEDED: dict[str, type] = {
+    **dict.fromkeys(("model", "method", "data", "language", "optimizer", "schedule", "trainer"), dict),
+    **dict.fromkeys(("model.name", "model.path", "model.role", "data.path", "language.code"), str),
+    **dict.fromkeys(("method.name", "method.head", "method.monitor", "method.mode"), str),
+    **dict.fromkeys(("method.summary", "language.questions"), list),
+    **dict.fromkeys(("data.max_length", "seed"), int),
 }
-"""Groups of a configuration, and their keys, that are read back; each group has a name, or a code."""
+"""Keys of a configuration that are read back, and what they are; a list is one of texts."""
+
+OPTIONAL = ("method.compare_by", "method.compare_mode", "method.label")
+"""Such keys that may be null, or not there, and are text."""
+
+LARGEST = 1e100
+"""A number beyond it is not shown: none of a plot's places would be one."""
 
 
 def read_run(folder: Path) -> Run:
@@ -96,13 +98,13 @@ def read_run(folder: Path) -> Run:
 
 def _run(folder: Path, values: dict[str, Any]) -> Run:
     """See `read_run`; the configuration has been read."""
-    for group, keys in NEEDED.items():
-        there = values.get(group)
-        missing = [key for key in keys.split() if not isinstance(there, dict) or key not in there]
-        if not isinstance(there, dict) or missing:
-            raise AiraError(f"{folder}/.hydra/config.yaml is not the configuration of a training run: see {group}.")
+    known = dict(flat(values))
+    wrong = [key for key, kind in NEEDED.items() if not _is(known.get(key), kind)]
+    wrong += [key for key in OPTIONAL if not isinstance(known.get(key), str | None)]
+    if wrong:
+        raise AiraError(f"{folder}/.hydra/config.yaml is not the configuration of a training run: see {wrong[0]}.")
     return Run(
-        name=folder.name,
+        name=folder.name.encode(errors="replace").decode(),  # one may have bytes that are no text
         folder=folder,
         values=values,
         metrics=_numbers(read_json(folder / "metrics.json") or {}),
@@ -119,10 +121,20 @@ def _run(folder: Path, values: dict[str, Any]) -> Run:
     )
 
 
+def _is(value: Any, kind: type) -> bool:
+    """Whether a value is of a kind; a list, also whether all in it are texts."""
+    texts = not isinstance(value, list) or all(isinstance(one, str) for one in value)
+    return type(value) is kind and texts
+
+
+def _shown(value: float) -> bool:
+    """Whether a number is one that can be shown."""
+    return abs(value) < LARGEST
+
+
 def _numbers(found: dict[str, Any]) -> dict[str, float]:
     """The entries that are numbers of a size that can be shown."""
-    fine = {key: value for key, value in found.items() if isinstance(value, (int, float))}
-    return {key: value for key, value in fine.items() if isinstance(value, float) or abs(value) < 2**63}
+    return {key: value for key, value in found.items() if type(value) in (int, float) and _shown(value)}
 
 
 def _texts(found: list[Any] | None) -> list[str] | None:
@@ -138,7 +150,10 @@ def _lines(file: Path, types: dict[str, type], key: tuple[str, ...]) -> list[dic
     for line in (read_text(file, file.parent) or "").split("\n"):
         try:
             row = json.loads(line)
-            if all(type(row[name]) is kind or (kind, type(row[name])) == (float, int) for name, kind in types.items()):
+            fine = all(
+                type(row[name]) is kind or (kind, type(row[name])) == (float, int) for name, kind in types.items()
+            )
+            if fine and all(_shown(row[name]) for name, kind in types.items() if kind in (int, float)):
                 rows[tuple(row[name] for name in key)] = row
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
@@ -154,12 +169,12 @@ def _curves(logs: Iterable[Path], folder: Path) -> dict[str, Curve]:
     """Every logged metric over steps; where a run was gone on with, later logs take the place of earlier ones."""
     found: dict[str, dict[int, float]] = {}
     for log in logs:
-        for row in csv.DictReader((read_text(log, folder) or "").splitlines()):
+        for row in rows_of_log(read_text(log, folder) or ""):
             for name, value in row.items():
                 try:
-                    if "/" in (name or "") and value and math.isfinite(float(value)):
-                        found.setdefault(name, {})[int(row["step"])] = float(value)
-                except (ValueError, KeyError, TypeError):  # a line that was cut off
+                    if "/" in (name or "") and value and _shown(float(value)) and _shown(step := int(row["step"])):
+                        found.setdefault(name, {})[step] = float(value)
+                except (ValueError, KeyError, TypeError):  # a line of another kind
                     continue
     return {name: tuple(map(list, zip(*sorted(points.items())))) for name, points in found.items()}  # type: ignore[misc]
 
@@ -167,8 +182,10 @@ def _curves(logs: Iterable[Path], folder: Path) -> dict[str, Curve]:
 def _scores(file: Path) -> np.ndarray:
     header, *lines = (read_text(file, file.parent) or ",,,").splitlines()
     try:
-        found = np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.empty((0, header.count(",") + 1))
-        if found.shape[1] != 4 or not np.isfinite(found).all():
+        found = np.empty((0, header.count(",") + 1))
+        if lines:
+            found = np.loadtxt(lines, delimiter=",", ndmin=2, comments=None)
+        if found.shape[1] != 4 or not (np.abs(found) < LARGEST).all():
             raise ValueError("it holds no four numbers a line")
         return found
     except ValueError as error:

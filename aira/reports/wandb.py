@@ -1,12 +1,11 @@
 """The same story as a report of Weights & Biases."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from aira.errors import AiraError
-from aira.files import read_json, write_whole
+from aira.files import markdown, read_json, write_whole
 from aira.login import online
 from aira.reports.page import CURVES, evaluations, number
 from aira.reports.runs import Run
@@ -41,13 +40,14 @@ def report(runs: list[Run], title: str, project: str, entity: str | None, file: 
         import wandb
 
         entity = str(wandb.Api().default_entity)
-    names = json.dumps([run.name for run in runs])
+    # in a filter as the library reads it, an = or a > of a name is an operator, quotes or not: so by their numbers
+    names = ", ".join("'" + "".join(f"\\U{ord(one):08x}" for one in run.name) + "'" for run in runs)
     panels: list[Any] = [
         library.LinePlot(title=title_of, x="trainer/global_step", y=[f"{side}/{name}" for side in sides])
         for name, title_of in CURVES
         if (sides := [side for side in ("train", "val") if any(f"{side}/{name}" in run.curves for run in runs)])
     ]
-    runset = library.Runset(project=project, entity=entity, name="Runs", filters=f"Name in {names}")
+    runset = library.Runset(project=project, entity=entity, name="Runs", filters=f"Name in [{names}]")
     answers = [[run.name, one["step"], one["question"], one["answer"]] for run in runs for one in run.samples[-3:]]
     figures = [
         [run.name, name, number(run.metrics[name])]
@@ -63,7 +63,11 @@ def report(runs: list[Run], title: str, project: str, entity: str | None, file: 
     if answers:
         blocks += [library.H1("Answers"), library.MarkdownBlock(_table(["run", "step", "question", "answer"], answers))]
     made = library.Report(
-        project=project, entity=entity, title=title[:128], description=f"{len(runs)} runs of Aira", blocks=blocks
+        project=project,
+        entity=entity,
+        title=title.encode(errors="replace").decode()[:128],
+        description=f"{len(runs)} runs of Aira",
+        blocks=blocks,
     )
     if logged_in:
         made.save()
@@ -73,7 +77,6 @@ def report(runs: list[Run], title: str, project: str, entity: str | None, file: 
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Markdown; a cell is one line and has no bar of its own."""
-    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in row] for row in rows]
-    lines = [heads, ["---"] * len(heads), *cells]
+    """Markdown; what stands in a cell is none."""
+    lines = [list(map(markdown, heads)), ["---"] * len(heads), *(list(map(markdown, row)) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -2,8 +2,10 @@
 
 import json
 
+import pytest
 import wandb
 
+from aira.callbacks.wandb import _named
 from aira.config import compose_config
 from aira.training import train
 from tests.end_to_end.command import SMALL
@@ -23,3 +25,12 @@ def test_a_short_run_has_all_that_the_docs_promise(tmp_path):
     assert told["samples._type"] == "table-file" and told["samples.nrows"] == 3
     assert {"emissions/energy_kwh", "val/rewards/accuracies", "perf/tokens_per_second", "seconds"} <= metrics.keys()
     assert {name: told.get(name) for name in metrics} == metrics
+
+
+@pytest.mark.parametrize(
+    "name", ["a b|c", "dados/português.jsonl", "日本", "///", "x" * 300, "$x_y$", "day-<b>", "😀", "a\nb"]
+)
+def test_any_name_is_one_of_an_artifact(name):
+    """Catches a run that ends by the name of its folder or data after its last step, before its metrics are written."""
+    artifact = wandb.Artifact(_named(name), "model")
+    assert artifact.name

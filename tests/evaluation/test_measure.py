@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 
 from aira import environment
 from aira.config import compose_config, plain
+from aira.evaluating import _remembered
 from aira.evaluation.measure import store
+from aira.evaluation.results import Line, Score
 from aira.models.backbone import load_model, load_tokenizer
 from aira.models.export import export
 from tests.evaluation.test_scorers import BERT, LLAMA
@@ -91,3 +93,16 @@ def test_what_answers_are_kept_under(tmp_path, monkeypatch, role, head, shape, c
         again, added = load_tokenizer(str(tmp_path / path), role=role, head=head, template=None)
         how = {"role": role, "head": head, "attn_implementation": model.config._attn_implementation}
         assert key(load_model(str(tmp_path / path), again, added, label="harmless", **how), again) == found["nothing"]
+
+
+@pytest.mark.parametrize("content", [None, "x: 1", "method: [1]", "a: [", "language: {code: de}"])
+def test_figures_of_a_strangers_run(tmp_path, capsys, content):
+    """Catches an evaluation that ends without its tables, since the folder of its model is not Aira's own."""
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text("{}")
+    if content is not None:
+        (tmp_path / ".hydra" / "config.yaml").write_text(content)
+    before = sorted(tmp_path.rglob("*"))
+    _remembered(str(tmp_path), [Line("a", {"task": Score(0.5)}, candidate=True)], None)
+    assert "do not have these figures" in capsys.readouterr().out and sorted(tmp_path.rglob("*")) == before

@@ -1,8 +1,10 @@
 """Exports are right where they are taken to: other versions, pipelines, converters; and whole, or not there."""
 
+import ast
 import copy
 import json
 import os
+import re
 import subprocess
 import time
 import venv
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -140,6 +143,28 @@ def test_the_card_keeps_names(path):
     card = model_card(plain(compose_config("train", [f"model.path={path}", "data.path=someone/rows"])), {}, {})
     assert f"from `{path}` on `someone/rows`" in card and f'"path": "{path}"' in card
     assert ("base_model:" in card) == (not path.startswith("pkg:")) and "datasets: someone/rows" in card
+
+
+@pytest.mark.parametrize("said", ['"hi"?', "it's", "a\\b", "GOOD or BAD", "a\nb", '"""', "{x}"])
+def test_the_code_of_a_card_runs_as_it_stands(said):
+    """Catches a question that ends the text which it stands in, or becomes another one."""
+    for method in ("sft", "reward"):
+        values = plain(compose_config("train", [f"method={method}"]))
+        values["language"]["questions"] = [said]
+        (code,) = re.findall(r"```python\n(.*?)\n```", model_card(values, {}, {}), re.DOTALL)
+        texts = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+        assert said in texts
+
+
+def test_names_on_a_card_are_no_markup():
+    """Catches a cell that ends in a name, and code that ends in a path."""
+    values = plain(compose_config("train", []))
+    values["model"]["path"], values["data"]["path"] = "a`b", "``c\n# d"
+    row = {"task": "t|u", "name": "<b>_x_", "candidate": True, "value": 0.5, "shown": "50|", "percent": True}
+    card = model_card(values, {"val/a|b": 1.0}, {}, [row, {**row, "name": "no percent", "percent": False}])
+    assert r"| \<b\>\_x\_ | t\|u | 50\| |" in card and r"| val/a\|b | 1 |" in card
+    assert "from `` a`b `` on ``` ``c # d ```." in card
+    assert ModelCard(card).data.eval_results[0].dataset_name == "t|u"
 
 
 def test_an_export_is_replaced_as_a_whole(tmp_path, monkeypatch):

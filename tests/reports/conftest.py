@@ -1,5 +1,6 @@
 """Folders like those that runs leave behind, made without training."""
 
+import functools
 import json
 
 import numpy as np
@@ -8,13 +9,18 @@ import pytest
 from aira.config import compose_config, recorded, write_config
 
 
+@functools.cache
+def composed(*overrides):
+    return recorded(compose_config("train", list(overrides)))
+
+
 @pytest.fixture
 def make(tmp_path):
     """Make a run's folder: overrides, final loss, and scores as rows of (row, branch, class, score)."""
 
     def made(name, *overrides, loss=1.0, scores=(), answers=(), trial=None, finished=True):
         folder = tmp_path / "runs" / name
-        write_config(folder, recorded(compose_config("train", list(overrides))))
+        write_config(folder, composed(*overrides))
         logs = folder / "logs" / "version_0"
         logs.mkdir(parents=True)
         lines = [f"{step},{loss + 1 / (step + 1)},{'' if step % 2 else loss}" for step in range(6)]

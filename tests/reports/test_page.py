@@ -1,6 +1,7 @@
 """The page: what stands in it is what the runs left behind, and nothing in it can run."""
 
 import json
+import os
 import re
 import sys
 from html.parser import HTMLParser
@@ -9,11 +10,15 @@ import numpy as np
 import pytest
 from wandb_workspaces.reports.v2 import internal
 
+from aira.config import read_config, write_config
 from aira.errors import AiraError
+from aira.files import write_whole
+from aira.reports import plots
 from aira.reports.__main__ import main
 from aira.reports.page import confusion, page
 from aira.reports.runs import differing, find_runs, read_run
 from aira.reports.wandb import report
+from aira.trials import rows_of_log
 
 TEXTS = [(i, 0, i % 2, 3.0 - 4 * (i % 2) + (i % 5) / 10) for i in range(20)]
 PAIRS = [(i, side, -1, 1.0 - side + (2 * side if i < 3 else 0)) for i in range(20) for side in (0, 1)]
@@ -169,11 +174,12 @@ def test_weights_and_biases(make, tmp_path, monkeypatch):
 def test_the_command(make, tmp_path, monkeypatch, capsys):
     """Catches a command that writes nothing, or answers a wrong key with a traceback."""
     folder = make("one")
-    monkeypatch.setattr(sys, "argv", ["reports", f"runs=[{folder},{make('two')}]", "title=Both"])
+    two = make("two")
+    monkeypatch.setattr(sys, "argv", ["reports", f"runs=[{folder},{two},{two.parent}]", "title=Both"])
     main()
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
     read = Reader((folder / "report.html").read_text())
-    assert "Both" in read.headings and {row[0] for row in read.tables["Summary"][1:]} == {"one", "two"}
+    assert "Both" in read.headings and [row[0] for row in read.tables["Summary"][1:]] == ["one", "two"]
     wrong = {"": "runs", "rns=here": "Did you mean 'runs'?", "runs=nowhere": "no such folder"}
     for argument, message in wrong.items():
         monkeypatch.setattr(sys, "argv", ["reports", *filter(None, [argument])])
@@ -240,6 +246,124 @@ def test_a_page_of_strange_files(make, tmp_path):
     assert not Reader(page(find_runs(tmp_path / "runs"), "Runs")).dangerous
 
 
+def put(name, text):
+    return lambda run: (run / name).write_text(text)
+
+
+def setting(group, key, value):
+    """A change of a run's configuration."""
+
+    def change(run):
+        values = read_config(run)
+        (values[group] if group else values)[key] = value
+        write_config(run, values)
+
+    return change
+
+
+def log(text):
+    return put("logs/version_0/metrics.csv", f"step,train/loss\n{text}\n")
+
+
+def scored(*rows):
+    return put("scores.csv", "\n".join(["row,branch,label,score", *rows, ""]))
+
+
+HALF = "\\ud800"
+"""Half of a character, as JSON and YAML can have it."""
+
+ODD = {
+    "a summary that is a number": setting("method", "summary", 5),
+    "a summary of lists": setting("method", "summary", [["val/loss"]]),
+    "a monitor that is a list": setting("method", "monitor", ["val/loss"]),
+    "a metric to compare by that is a list": setting("method", "compare_by", ["val/loss"]),
+    "a mode that is a number": setting("method", "mode", 1),
+    "a method without a name": setting("method", "name", None),
+    "a language that is a list": setting("language", "code", ["en"]),
+    "questions that are numbers": setting("language", "questions", [1]),
+    "a label that is a list": setting("method", "label", []),
+    "data that is a mapping": setting("data", "path", {"a": 1}),
+    "a seed that is a variable": setting(None, "seed", "${oc.env:PLANTED_TOKEN}"),
+    "a model that is a variable": setting("model", "path", "${oc.env:PLANTED_TOKEN}"),
+    "half of a character in a configuration": lambda run: (run / ".hydra/config.yaml").write_text(
+        (run / ".hydra/config.yaml").read_text() + f'q: "{HALF}"\n'
+    ),
+    "an infinite energy": put("metrics.json", '{"val/loss": 1, "emissions/energy_kwh": Infinity}'),
+    "an energy that overflows": put("metrics.json", '{"val/loss": 1, "emissions/energy_kwh": 1e308}'),
+    "a loss that overflows": put("metrics.json", '{"val/loss": 1e308}'),
+    "a loss that is true": put("metrics.json", '{"val/loss": true}'),
+    "half of a character in a metric": put("metrics.json", f'{{"val/{HALF}": 1}}'),
+    "a curve that overflows": log("1,1e308\n2,-1e308"),
+    "a step that overflows": log(f"{'9' * 400},1"),
+    "a field of a megabyte": log(f'1,"{"x" * 10**6}"'),
+    "a byte of 0 in a log": log("1,\0\n2,3"),
+    "a quote that does not end": log('"1,2\n3,4'),
+    "pairs that are none": scored("1,0,-1,2", "1,1,-1,3", "2,0,-1,4"),
+    "pairs of other rows": scored("1,0,-1,2", "2,1,-1,3"),
+    "classes that are none": scored("1,0,3,2", "2,0,7,3"),
+    "scores that overflow": scored("1,0,0,1e308", "2,0,1,-1e308"),
+    "half of a character in an answer": put(
+        "samples.jsonl", f'{{"step": 1, "question": "{HALF}", "answer": "{HALF}"}}'
+    ),
+    "a step of many digits": put("samples.jsonl", f'{{"step": 1{"0" * 4000}, "question": "a", "answer": "b"}}'),
+    "half of a character in an environment": put("environment.json", f'{{"a": "{HALF}"}}'),
+    "an environment of other kinds": put("environment.json", '{"tokenizer": {"x": [1]}, "data_key": [[]]}'),
+    "a figure that is no number": put(
+        "evaluations.jsonl", '{"task": "t", "name": "n", "candidate": true, "value": NaN, "shown": "x", "lower": true}'
+    ),
+    "a trial of other kinds": put("trial.json", f'["a=1", 5, ["x"], "", "=", "+x=1", "~y", "{HALF}=1", "$x_{{=1"]'),
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_an_odd_run_beside_a_good_one(make, tmp_path, monkeypatch, odd):
+    """Catches a traceback, and numbers of rows that do not belong together, where files can be read and are odd."""
+    monkeypatch.setenv("PLANTED_TOKEN", "hf_planted")
+    make("good")
+    odd(make("strange"))
+    runs = find_runs(tmp_path / "runs")
+    write_whole(tmp_path / "page.html", page(runs[1:] or runs, "Runs"))
+    text = (tmp_path / "page.html").read_text()
+    assert "hf_planted" not in text and not Reader(text).dangerous
+    assert "nan" not in "".join(cell for row in Reader(text).tables["Summary"] for cell in row)
+    assert "Calibration" not in text and "ROC" not in text
+
+
+def test_a_log_that_is_being_written():
+    """Catches half of a number as a number: `0.5` of `0.513`."""
+    assert list(rows_of_log("step,val/loss\r\n1,0.7\r\n2,0.5")) == [{"step": "1", "val/loss": "0.7"}]
+    assert list(rows_of_log("step,val")) == list(rows_of_log("")) == []
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("_under", "\u200b_under"),
+        ("$x_y$", "$x_y$"),
+        ("<b>&amp;", "&lt;b&gt;&amp;amp;"),
+        ("a\nb\tc", "a b c"),
+        ("\x1b[31m", "[31m"),
+        ("\udcff", "\u200b"),
+        ("日本", "日本"),
+        ("x" * 60, "x" * 20 + "…" + "x" * 20),
+    ],
+)
+def test_names_in_a_plot(recwarn, name, shown):
+    """Catches a run that no legend names, as matplotlib does with an _ at the beginning, and warnings for a font."""
+    drawn = plots.curves("Loss", {name: ([1, 2], [1.0, 2.0]), "other": ([1, 2], [2.0, 1.0])})
+    assert f">{shown}</text>" in drawn and not [one for one in recwarn if "Glyph" in str(one.message)]
+
+
+@pytest.mark.parametrize("name", ["a=b", "x>1", "it's", 'a"b', "a\\b", "😀", "a within_last 5 days", "[x, y]", "a\nb"])
+def test_names_in_a_report_of_weights_and_biases(make, tmp_path, monkeypatch, name):
+    """Catches a name that the library's filters take for operators, so that no run is found."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    report([read_run(make(name))], "Title \ud800", "aira", None, tmp_path / "report.json")
+    assert json.dumps([name], ensure_ascii=False) in json.dumps(
+        json.loads((tmp_path / "report.json").read_text()), ensure_ascii=False
+    )
+
+
 def test_a_strangers_names(make, tmp_path, monkeypatch):
     """Catches a variable of the environment, markup and mathematics in the values and names of a stranger's run."""
     monkeypatch.setenv("PLANTED_TOKEN", "hf_planted")
@@ -258,15 +382,25 @@ def test_a_strangers_names(make, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "output, told",
-    [("keep.txt", "is no page of Aira's"), ("metrics.json", "is no page of Aira's"), ("folder", "is a folder")],
+    [
+        ("keep.txt", "is no page of Aira's"),
+        ("metrics.json", "is no page of Aira's"),
+        ("folder", "is no file"),
+        ("fifo", "is no file"),
+        ("keep.txt/page.html", "is not a folder that can be written to"),
+        ("report.html", "is no page of Aira's"),
+        (None, "is no page of Aira's"),
+    ],
 )
 def test_what_is_no_page_is_not_overwritten(make, tmp_path, monkeypatch, capsys, output, told):
     """Catches a file of the user's, or of the run's, that a page replaces."""
     run = make("run")
     (run / "folder").mkdir()
     (run / "keep.txt").write_text("mine")
+    (run / "report.html").write_text("mine")
+    os.mkfifo(run / "fifo")
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    monkeypatch.setattr(sys, "argv", ["reports", f"runs={run}", f"output={run / output}"])
+    monkeypatch.setattr(sys, "argv", ["reports", f"runs={run}", *([f"output={run / output}"] if output else [])])
     with pytest.raises(SystemExit):
         main()
     assert told in capsys.readouterr().err
