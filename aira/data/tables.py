@@ -69,7 +69,9 @@ Parts = Sequence[tuple[Path, int]]
 def parts(files: list[Path], kept: Path) -> Parts:
     """The files of a table that is kept."""
     counts = read_json(kept.with_suffix(".json"), list) if len(files) > 1 else None
-    return list(zip(files, counts, strict=False)) if counts else []
+    if counts is None or len(counts) != len(files) or not all(isinstance(count, int) for count in counts):
+        return []
+    return list(zip(files, counts, strict=True))
 
 
 def place(found: Parts, index: int) -> str:

@@ -389,9 +389,13 @@ def tokenize(
             folder / f"{fingerprint}.lock"
         ):  # of several processes one makes the table; a kill frees the lock
             try:
-                return mapped(load_from_cache_file=True)
-            except pa.ArrowInvalid:  # the kept table is damaged
-                return mapped(load_from_cache_file=False)
+                found: Dataset = mapped(load_from_cache_file=True)
+                if len(found) == len(rows):
+                    return found
+            except (pa.ArrowInvalid, OSError) as error:
+                if no_room(error):
+                    raise
+            return mapped(load_from_cache_file=False)  # the kept table is damaged, or ends early
     except OSError as error:
         if not no_room(error):
             raise

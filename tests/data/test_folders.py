@@ -161,6 +161,10 @@ def test_rows_are_numbered_by_file(write, module, tmp_path, form):
     for _ in range(2):
         said = str(module(tmp_path / "files").said)
         assert f"dropped 1 of 6 rows: empty completion (first: row 2 of {tmp_path}/files/x/b.{form})" in said
+    for damaged in ("", "[1]", '["x", "y"]', "{}"):  # the counts beside the kept table
+        for kept in tmp_path.glob("cache/tables/*.json"):
+            kept.write_text(damaged)
+        assert "empty completion (first: row 5)" in str(module(tmp_path / "files").said)
 
 
 def test_a_label_is_named_by_its_file(write, cache, tmp_path):

@@ -8,6 +8,7 @@ import time
 from importlib.metadata import version
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
@@ -367,6 +368,26 @@ def test_a_killed_process_is_not_waited_for(started, cache, num_proc):
         second.kill()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(first.pid, signal.SIGKILL)  # the processes that the killed one has left behind
+
+
+def whole_batches(table):
+    """The beginning of a table, up to the end of its first batch: a stream that reads well, and lacks rows."""
+    source = pa.BufferReader(table)
+    pa.ipc.open_stream(source).read_next_batch()
+    return table[: source.tell()]
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+@pytest.mark.parametrize(
+    "damage", [lambda table: b"", lambda table: table[: len(table) // 2], lambda table: table[:-20], whole_batches]
+)
+def test_a_damaged_table_is_made_again(run, cache, damage, num_proc):
+    """Catches rows that are missing, or a traceback, since the kept table was cut short, also between two batches."""
+    rows = [{"prompt": f"Pergunta {i}?", "completion": "Sim."} for i in range(2100)]
+    expected = run(rows, num_proc=num_proc)[0]["prompt"][:]
+    for table in cache.rglob("*.arrow"):
+        table.write_bytes(damage(table.read_bytes()))
+    assert run(rows, num_proc=num_proc)[0]["prompt"][:] == expected and len(expected) == 2100
 
 
 def test_usable(run):
