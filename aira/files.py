@@ -272,7 +272,7 @@ def check_exists(key: str, path: str) -> Path:
             matches.
     """
     located = Path(locate(path)).expanduser()
-    pattern = key.startswith("data.") and glob.has_magic(path)
+    pattern = key.startswith(("data.", "prompts")) and glob.has_magic(path)
     local = path.startswith((".", "/", "~", "pkg://")) or path.endswith(LOCAL) or path.count("/") > 1 or pattern
     try:
         if local and not located.exists() and not (pattern and matched(path)):

@@ -255,7 +255,12 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
         cleared = [conversation, history, candidates, forgotten]
         gr.on([reset.click, conversation.clear], begin, spoken, cleared, cancels=[answered], **in_turn)
         spoken.change(
-            rename, spoken, [*(part for part, _, _ in shown), over], cancels=[answered], show_progress="hidden", **private
+            rename,
+            spoken,
+            [*(part for part, _, _ in shown), over],
+            cancels=[answered],
+            show_progress="hidden",
+            **private,
         ).then(begin, spoken, cleared, **in_turn).then(lambda code: headed(code, "rows", []), spoken, found, **private)
 
     fonts: Any = ["system-ui", "sans-serif"]  # those of the machine: nothing is fetched

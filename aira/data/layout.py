@@ -97,7 +97,7 @@ def arrange(path: str, base: Path, files: Iterable[Path]) -> tuple[dict[str, lis
         said.append(f"{path}: no name says a split, so all files are read as train: {_some(names)}.")
     splits = named or ({"train": plain} if plain else {})
     if not splits:
-        raise AiraError(" ".join([f"data.path={path}: the folder holds no {', '.join(FORMATS)} file.", *said]))
+        raise AiraError(" ".join([f"{path}: the folder holds no {', '.join(FORMATS)} file.", *said]))
     for split, found in splits.items():
         formats = sorted({format_of(file) for file in found})
         if len(formats) > 1:

@@ -269,7 +269,7 @@ class DataModule(pl.LightningDataModule):
         """The keys of every row of the files of data.exclude, of which the column of prompts or texts is enough."""
         keys = []
         for file in files:
-            source = read(file, cache_dir=cache_dir)
+            source = read(file, cache_dir=cache_dir, key="data.exclude")
             self.said += source.said
             for rows in source.splits.values():
                 found = self._asked(rows, file)

@@ -47,8 +47,8 @@ def main() -> None:
 
 def _prompts(values: dict[str, Any]) -> list[str]:
     """The different prompts, in their order."""
-    source = read(values["prompts"], cache_dir=values["cache_dir"])
-    rows = source.split(values["split"])
+    source = read(values["prompts"], cache_dir=values["cache_dir"], key="prompts")
+    rows = source.split(values["split"], "split")
     if values["column"] not in rows.column_names:
         raise AiraError(
             f"column={values['column']}: {values['prompts']} has the columns {', '.join(rows.column_names)}."
@@ -59,7 +59,7 @@ def _prompts(values: dict[str, Any]) -> list[str]:
         try:
             found[text(row, values["column"])] = None
         except BadRow as problem:
-            dropped[str(problem)] += 1
+            dropped[str(problem).partition(" (")[0]] += 1
     if int(os.environ.get(*WORLD[0])) == 0:
         for line in (*source.said, *(f"{values['prompts']}: dropped {dropped[why]} rows: {why}." for why in dropped)):
             print(line)

@@ -111,6 +111,14 @@ def short(value: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:60]}…"
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON whose names stand once each; the last one of two would be taken without a word."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return made
+
+
 def _unpacked(value: Any) -> Any:
     """The turns that a text holds as JSON, as a cell of CSV does; any other value as it is.
 
@@ -119,7 +127,7 @@ def _unpacked(value: Any) -> Any:
     """
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
-            found = json.loads(value)
+            found = json.loads(value, object_pairs_hook=_once)
         except (ValueError, RecursionError):
             return value
         turns = found if isinstance(found, list) else [found]
@@ -292,9 +300,18 @@ def _turns(value: Any, role: str, name: str) -> list[Message]:
 
 
 def _answered(prompt: list[Message], response: Any) -> list[Message]:
-    """A response after its prompt; one that is a whole dialogue has it already."""
+    """A response after its prompt; one that is a whole dialogue has it already.
+
+    Raises:
+        BadRow: it has another one.
+    """
     said = _turns(response, "assistant", "response")
-    return prompt + said if said[0]["role"] == "assistant" else said
+    if said[0]["role"] == "assistant":
+        return prompt + said
+    there = {text_key(turn["content"]) for turn in said}
+    if any(text_key(turn["content"]) not in there for turn in prompt):
+        raise BadRow("a response is a dialogue with another prompt than the row's")
+    return said
 
 
 def _number(value: Any, name: str) -> float:

@@ -28,21 +28,31 @@ class Source:
     parts: dict[str, Parts] = field(default_factory=dict)
     """The files of each split that is of several; see `aira.data.tables.place`."""
 
-    def split(self, name: str) -> Dataset:
+    def split(self, name: str, key: str = "data.split") -> Dataset:
         """One split.
+
+        Args:
+            key: of the configuration, by which the user chose it; for messages.
 
         Raises:
             AiraError: there is no such split, or it is empty; the message lists the splits.
         """
         if name not in self.splits:
-            has = f"{self.name} has no split '{name}'. It has: {', '.join(self.splits)}. Set data.split=."
+            has = f"{self.name} has no split '{name}'. It has: {', '.join(self.splits)}. Set {key}=."
             raise AiraError(" ".join([has, *self.said]))
         if not len(self.splits[name]):
             raise AiraError(f"{self.name}: the split '{name}' is empty.")
         return self.splits[name]
 
 
-def read(path: str, *, revision: str | None = None, folder: str | None = None, cache_dir: str | None = None) -> Source:
+def read(
+    path: str,
+    *,
+    revision: str | None = None,
+    folder: str | None = None,
+    cache_dir: str | None = None,
+    key: str = "data.path",
+) -> Source:
     """Read a data set.
 
     Args:
@@ -51,20 +61,21 @@ def read(path: str, *, revision: str | None = None, folder: str | None = None, c
         revision: branch, tag or commit on the hub.
         folder: the part of a repository on the hub that is read; None for all of it.
         cache_dir: where the Arrow tables of local files are kept.
+        key: of the configuration, by which the user gave the path; for messages.
 
     Raises:
         AiraError: no such file or data set, the hub cannot be reached, or a file is not of its format.
     """
     if not path.strip():
-        raise AiraError("data.path is empty. Name a file, a folder or a data set of the hub.")
-    located = check_exists("data.path", path)
+        raise AiraError(f"{key} is empty. Name a file, a folder or a data set of the hub.")
+    located = check_exists(key, path)
     if located.is_dir():
         return _local(path, *arrange(path, located, walk(located)), located, cache_dir)
     if located.exists():
         if format_of(located) not in FORMATS:
             check_regular(located)
             raise AiraError(
-                f"data.path={path}: {located.suffix or 'a file without an ending'} is not read. Read are "
+                f"{key}={path}: {located.suffix or 'a file without an ending'} is not read. Read are "
                 f"{', '.join(FORMATS)}, and all but .parquet compressed, such as .jsonl.gz."
             )
         return _local(path, {"train": [located]}, [], None, cache_dir)
@@ -80,7 +91,8 @@ def read(path: str, *, revision: str | None = None, folder: str | None = None, c
         reason = reason_of(error)
         raise AiraError(
             f"There is no file or folder {path} here, and no such data set could be loaded from the hub: {reason}\n"
-            "If the hub cannot be reached: data.path=<file or folder> takes a local copy; data=sample needs none."
+            f"If the hub cannot be reached: {key}=<file or folder> takes a local copy"
+            f"{'; data=sample needs none' if key == 'data.path' else ''}."
         ) from error
     files = (Path(file["filename"]) for split in hub.values() for file in split.cache_files)
     return Source(path, hub, content_hash(files))

@@ -236,10 +236,11 @@ def scorer_rows(
     columns = dict(known.columns or {})
     if data_dir and known.file:
         path = str(_located(task, data_dir, known.file, known.hub))
-        source, split = read(path, cache_dir=cache_dir), "train"
+        source, split = read(path, cache_dir=cache_dir, key="eval.data_dir"), "train"
         columns = dict(known.file_columns or columns)
     else:
-        source, split = read(known.hub, revision=known.revision, folder=known.folder, cache_dir=cache_dir), known.split
+        split = known.split
+        source = read(known.hub, revision=known.revision, folder=known.folder, cache_dir=cache_dir, key="eval.data_dir")
     rows = source.split(split)
     mapping = mapped_columns(known.kind, rows.column_names, columns, source.name)
     found: list[ScorerRow] = []
@@ -249,7 +250,10 @@ def scorer_rows(
         try:
             example = read_example(known.kind, row, mapping, names=named_classes(rows.features))
         except BadRow as problem:
-            dropped[str(problem)] = dropped.get(str(problem), 0) + 1
+            reason = str(problem).partition(" (")[0]
+            dropped[reason] = dropped.get(reason, 0) + 1
             continue
+        except AiraError as error:
+            raise AiraError(f"{source.name}, row {number + 1}: {error}") from error
         found.append(ScorerRow(number, example, prompt_key(example)))
     return found, source.said + [f"{task}: dropped {count} rows: {reason}." for reason, count in dropped.items()]

@@ -46,7 +46,8 @@ def test_turns_in_a_cell(write, module):
     table.writerows(rows)
     for name, content in {"a.csv": stream.getvalue(), "a.jsonl": lines(*rows)}.items():
         assert sorted(map(len, conversations(module(write(name, content))))) == [2, 3]
-    for wrong in ("hello", "[{'role': 'user', 'content': 'a'}]", '["a"]', "[]"):
+    twice = '[{"role": "user", "content": "a", "content": "b"}, {"role": "assistant", "content": "c"}]'
+    for wrong in ("hello", twice, "[{'role': 'user', 'content': 'a'}]", '["a"]', "[]"):
         with pytest.raises(BadRow, match="a text, and no list of turns as JSON"):
             conversation(wrong)
     for half in ("\\ud800", "\\udfff\\ud83d", "a\\ude00"):  # as an escape, which is an ASCII text to CSV and JSON

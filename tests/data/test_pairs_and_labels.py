@@ -180,6 +180,7 @@ FORMS = {
         "rejected": {"from": "gpt", "value": "b"},
     },
     "dialogues": {"chosen": turns("q", "a"), "rejected": turns("q", "b")},
+    "a prompt and a dialogue": {"prompt": "Q ", "chosen": turns("q", "a"), "rejected": turns("q", "b")},
     "a prompt and dialogues": {"prompt": "q", "chosen": turns("q", "a"), "rejected": turns("q", "b")},
     "transcripts": {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
     "comparison": {"question": "q", "answer_0": "b", "answer_1": "a", "score_0": -0.5, "score_1": 0.5},
@@ -202,6 +203,9 @@ def test_forms_of_pairs(form):
         ({"prompt": "q", "chosen": "a", "rejected": None}, "empty response"),
         ({"prompt": " ", "chosen": "a", "rejected": "b"}, "empty prompt"),
         ({"chosen": turns("q", "a"), "rejected": turns("p", "b")}, "different prompts"),
+        ({"prompt": "p", "chosen": turns("q", "a"), "rejected": turns("q", "b")}, "another prompt than the row's"),
+        ({"prompt": "p", "chosen": turns("q", "a"), "rejected": "b"}, "another prompt than the row's"),
+        ({"prompt": turns("p", "q", "r"), "chosen": "a", "rejected": turns("p", "q", "s", "b")}, "another prompt"),
         ({"chosen": "a", "rejected": "b"}, "no transcript"),
         ({"chosen": "\n\nHuman: q\n\nAssistant:", "rejected": "\n\nHuman: q\n\nAssistant: b"}, "an empty response"),
         ({"question": "q", "answer_0": "a", "answer_1": "b", "score_0": 0.0, "score_1": 0.0}, "a tie"),
@@ -448,6 +452,8 @@ def test_excluded_without_an_answer(write, load):
     assert any("excluded 2 of 8 rows by data.exclude" in line for line in made.said)
     made = load(f"data.path={write('b.jsonl', pairs)}", exclude=[write("v.jsonl", test[2:])])
     assert any("excluded 0 of 8 rows by data.exclude" in line for line in made.said)
+    with pytest.raises(AiraError, match=r"^data\.exclude=nowhere\.jsonl: there is no such file"):
+        load(f"data.path={path}", exclude=["nowhere.jsonl"])
     with pytest.raises(AiraError, match=r"no row of .*w\.jsonl has a prompt or a text"):
         load(f"data.path={path}", exclude=[write("w.jsonl", [{"prompt": ""}, {"prompt": None}])])
     texts = [{"text": f"t{i}", "label": i % 2} for i in range(8)]

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from aira import environment
 from aira.chat.load import ROLES, load
 from aira.config import compose_config, plain
-from aira.data.rejection_sampling import _same_settings, main, settings_of
+from aira.data.rejection_sampling import _prompts, _same_settings, main, settings_of
 from aira.data.sources import read
 from aira.errors import AiraError
 from tests.chat.conftest import exports  # noqa: F401
@@ -39,6 +39,26 @@ def asked(exports, tmp_path, monkeypatch):  # noqa: F811
 
 def tables(folder):
     return [pq.read_table(folder / name / "train.parquet") for name in ("best", "pairs")]
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("split", "test", "has no split 'test'. It has: train. Set split=."),
+        ("prompts", "none*.jsonl", "prompts=none*.jsonl: there is no such file or folder by this pattern"),
+        ("prompts", "nowhere.jsonl", "prompts=nowhere.jsonl: there is no such file"),
+        ("prompts", "/dev/null", "/dev/null is no regular file"),
+        ("prompts", "of/prompts", "prompts=<file or folder> takes a local copy."),
+        ("column", "text", "column=text: "),
+    ],
+)
+def test_prompts_that_are_not_there(tmp_path, key, value, said):
+    """Catches advice that names a key of another command."""
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "Who?"}\n')
+    values = {"prompts": f"{tmp_path}/asked.jsonl", "split": "train", "column": "prompt", "max_prompts": None}
+    with pytest.raises(AiraError) as caught:
+        _prompts({**values, "cache_dir": str(tmp_path / "cache"), key: value})
+    assert said in str(caught.value) and "data." not in str(caught.value)
 
 
 def test_best_and_worst(asked, tmp_path, monkeypatch):
