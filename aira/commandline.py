@@ -138,13 +138,14 @@ def check(config_name: str) -> None:
             trials = [list(overrides) for overrides in itertools.product(*values_of)]
         else:
             trials = [arguments.overrides]
-        if any(text.replace(" ", "").lower() == "hydra.job.chdir=true" for text in arguments.overrides):
-            raise AiraError(
-                "hydra.job.chdir=true: the paths of a configuration begin where the command is given. Leave it out; "
-                "hydra.run.dir=<folder> is where a run writes."
-            )
         for overrides in trials:
             cfg = compose_config(config_name, overrides)
+            chosen = next((text for text in overrides if "chdir" in text), None)
+            if chosen and composed_folder(config_name, overrides, "hydra.job.chdir") == "True":
+                raise AiraError(
+                    f"{chosen}: the paths of a configuration begin where the command is given. Leave it out; "
+                    "hydra.run.dir=<folder> is where a run writes."
+                )
             values = plain(cfg)
             if not arguments.cfg:
                 for key, path in _paths(values):

@@ -146,7 +146,7 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
 
 
 def composed_folder(config_name: str, overrides: list[str], key: str) -> str:
-    """What Hydra's key of a folder, such as `hydra.run.dir`, comes to."""
+    """What a key of Hydra's, such as `hydra.run.dir`, comes to."""
     with initialize_config_dir(str(conf_file(config_name).parent), version_base="1.3"):
         return str(OmegaConf.select(compose(config_name, overrides, return_hydra_config=True), key))
 

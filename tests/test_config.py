@@ -560,7 +560,28 @@ def test_print_the_configuration(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", ["-m seed=1,2", "-m optimizer.lr=interval(0,1)", "-m model=glob(gpt2*)", "--help"]
+    "arguments",
+    [
+        *("hydra.job.chdir=true", "hydra.job.chdir=True", "++hydra.job.chdir=true", "hydra.job.chdir=1"),
+        *("hydra.job.chdir=yes", "hydra.job.chdir=on", "hydra.job={chdir:true}", "-m hydra.job.chdir=true seed=1,2"),
+    ],
+)
+def test_paths_begin_where_the_command_is_given(monkeypatch, tmp_path, capsys, arguments):
+    """Catches a file that is said not to be there since Hydra has gone to another folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments.split()])
+    with pytest.raises(SystemExit):
+        check("train")
+    said = capsys.readouterr().err
+    assert "chdir" in said and "the paths of a configuration begin where the command is given. Leave it out" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *("-m seed=1,2", "-m optimizer.lr=interval(0,1)", "-m model=glob(gpt2*)", "--help"),
+        "hydra.job.chdir=null hydra.run.dir=chdir",
+    ],
 )
 def test_checks_let_sweeps_and_help_through(monkeypatch, tmp_path, arguments):
     """Catches a check that refuses or fails on what only Hydra's sweepers understand."""
