@@ -24,8 +24,8 @@ WORDS = {
 }
 """The words that name a split."""
 
-BESIDE = ("", ".md", ".py", ".yaml", ".yml")
-"""Endings of what stands beside data and is no data; that they are left out is not told."""
+BESIDE = (".md", ".py", ".yaml", ".yml")
+"""Endings of what stands beside data and is no data; that they, and names as LICENSE, are left out is not told."""
 
 METADATA = ("config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 """Files of the datasets library that are about data."""
@@ -79,8 +79,8 @@ def arrange(path: str, base: Path, files: Iterable[Path]) -> tuple[dict[str, lis
         name = file.relative_to(base)
         hidden = any(part.startswith((".", "__")) for part in name.parts)
         if format_of(file) not in FORMATS:
-            if not hidden and file.suffix.lower() not in BESIDE:
-                left.setdefault(f"{file.suffix} is not read", []).append(str(name))
+            if not hidden and file.suffix.lower() not in BESIDE and (file.suffix or not file.name.isupper()):
+                left.setdefault(f"{file.suffix or 'a file without an ending'} is not read", []).append(str(name))
         elif hidden:
             left.setdefault("hidden", []).append(str(name))
         elif name.name in METADATA:

@@ -50,7 +50,7 @@ def pick(row: Row, column: str | list[str]) -> Any:
     """
     if isinstance(column, list):
         parts = {name: pick(row, name) for name in column}
-        return "\n\n".join(text(parts, name) for name, part in parts.items() if part not in (None, ""))
+        return "\n\n".join(text(parts, name) for name, part in parts.items() if not _blank(part))
     value: Any = row
     for name in [column] if column in row else column.split("."):
         if value is None or (isinstance(value, list) and name.isdecimal() and int(name) >= len(value)):
@@ -64,10 +64,14 @@ def pick(row: Row, column: str | list[str]) -> Any:
     return value
 
 
+def _blank(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
 def text(row: Row, name: str) -> str:
     """A column that must be non-empty text; a number, or true or false, is the text that JSON has for it."""
     value = row[name]
-    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+    if _blank(value):
         raise BadRow(f"empty {name}")
     if isinstance(value, bool | int | float):
         return json.dumps(value)

@@ -269,8 +269,8 @@ def _parquet(files: list[Path]) -> tuple[Features, Batches]:
         if bad or not names:
             raise AiraError(f"{file}: {bad[0] if bad else 'there is no column in it'}.")
         _check_same(files[0], schemas[0].names, file, names)
+    known = [_features(file, schema) for file, schema in zip(files, schemas, strict=True)]
     try:
-        known = [Features.from_arrow_schema(_decoded(schema)) for schema in schemas]
         if all(features == known[0] for features in known):
             features = known[0]
         else:
@@ -278,7 +278,7 @@ def _parquet(files: list[Path]) -> tuple[Features, Batches]:
                 raise AiraError(f"{files[0].parent}: the files' columns or names of classes differ. Write them alike.")
             plain = [_decoded(schema.remove_metadata()) for schema in schemas]
             features = Features.from_arrow_schema(pa.unify_schemas(plain, promote_options="permissive"))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, NotImplementedError, ValueError) as error:
+    except (pa.ArrowException, NotImplementedError, ValueError) as error:
         raise AiraError(f"{files[0]}: the types of its columns are not read: {reason_of(error)}") from error
     schema = features.arrow_schema
 
@@ -297,10 +297,24 @@ def _parquet(files: list[Path]) -> tuple[Features, Batches]:
     return features, batches
 
 
+def _features(file: Path, schema: pa.Schema) -> Features:
+    """The columns of a parquet file as the datasets library has them, by what it wrote into the file if it did."""
+    unread = []
+    try:
+        for one in schema.remove_metadata():
+            unread = [one.name]
+            Features.from_arrow_schema(_decoded(pa.schema([one])))
+        unread = []
+        return Features.from_arrow_schema(_decoded(schema))
+    except Exception as error:  # what stands in the head of others' files can raise nearly anything
+        where = f"type of {unread[0]} is" if unread else "types of its columns, as the head of the file has them, are"
+        raise AiraError(f"{file}: the {where} not read: {reason_of(error)}") from error
+
+
 def _opened(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise AiraError(f"{file} could not be read: it is no parquet file, or damaged: {reason_of(error)}") from error
 
 

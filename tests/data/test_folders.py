@@ -85,6 +85,11 @@ FOLDERS = {
         {"train": [0]},
         ["b.txt", "c.arrow", "d.jsonl.zst"],
     ),
+    "no ending": (
+        "train.jsonl test validation/part-1 LICENSE _SUCCESS x.py y.yaml",
+        {"train": [0]},
+        ["left out test, validation/part-1: a file without an ending is not read"],
+    ),
     "about the data": ("a.jsonl dataset_info.json", {"train": [0]}, ["left out dataset_info.json"]),
     "a folder named as a file": ("x.jsonl/train.jsonl", {"train": [0]}, []),
     "many without": (" ".join(f"x{i}.jsonl" for i in range(9)) + " train.csv", {"train": [9]}, ["and 4 more"]),

@@ -173,6 +173,21 @@ def foreign():
     return sink.getvalue().to_pybytes()
 
 
+def headed(told, **columns):
+    """A parquet file of two columns, in whose head stands what the datasets library would have written."""
+    sink = pa.BufferOutputStream()
+    table = pa.table({"a": ["x"], **columns})
+    pq.write_table(table.replace_schema_metadata({"huggingface": told}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def names_of(**names):
+    """The same of a column of classes."""
+    return headed(json.dumps({"info": {"features": {"a": {"dtype": "string", "_type": "Value"}, "b": names}}}), b=[1])
+
+
+HEAD = ["types of its columns, as the head of the file has them, are not read"]
+
 REFUSED = {
     "a cell too many": ("a.csv", "a,b\n1,x\n2,y,z\n", ["line 3", "3 cells, and 2 columns: a, b"]),
     "a cell too many in every row": ("a.csv", "a,b\n1,x,y\n2,y,z\n", ["line 2", "3 cells, and 2 columns"]),
@@ -262,6 +277,32 @@ REFUSED = {
     "parquet of JSON lines": ("a.parquet", lines(A), ["no parquet file"]),
     "parquet without rows": ("a.parquet", parquet([], pa.schema([("a", pa.string())])), ["no row in it"]),
     "parquet that is not UTF-8": ("a.parquet", foreign(), ["row 1", "UTF8"]),
+    "parquet with a name that is not UTF-8": ("a.parquet", parquet([A]).replace(b"b", b"\xff"), ["a.parquet"]),
+    "parquet with a map": (
+        "a.parquet",
+        parquet([{"a": "x", "b": [("k", 1)]}], pa.schema([("a", pa.string()), ("b", pa.map_(pa.string(), pa.int8()))])),
+        ["the type of b is not read"],
+    ),
+    "parquet with an identifier": (
+        "a.parquet",
+        parquet([{"a": "x", "u": bytes(16)}], pa.schema([("a", pa.string()), ("u", pa.uuid())])),
+        ["the type of u is not read"],
+    ),
+    **{
+        f"parquet whose head is {told}": ("a.parquet", headed(told), HEAD)
+        for told in (
+            "{",
+            "5",
+            "null",
+            "\xff",
+            '{"info": 5}',
+            '{"info": {"features": 5}}',
+            '{"info": {"features": [1]}}',
+        )
+    },
+    "parquet with a number of names": ("a.parquet", names_of(_type="ClassLabel", names=5), HEAD),
+    "parquet with no names": ("a.parquet", names_of(_type="ClassLabel"), HEAD),
+    "parquet of an unknown kind": ("a.parquet", names_of(_type="Nothing"), HEAD),
     "compressed parquet": ("a.parquet.gz", gzip.compress(BIG), [".gz is not read"]),
     "another format": ("a.xlsx", b"PK", [".xlsx is not read", ".jsonl, .csv, .parquet"]),
     "no ending": ("a", b"x", ["a file without an ending is not read"]),

@@ -277,6 +277,14 @@ def test_columns_that_do_not_fit(write, module):
         module(path)
 
 
+def test_joined_columns_that_are_blank(write, module):
+    """Catches a row that is dropped since a part of its prompt is of spaces, which an empty part does not do."""
+    rows = [{"a": f"q{i}", "b": blank, "completion": "x"} for i, blank in enumerate(["", None, " ", "\n\t", "z"])]
+    made = module(write("a.jsonl", rows), columns={"prompt": ["a", "b"]})
+    assert sorted(talk[0]["content"] for talk in conversations(made)) == ["q0", "q1", "q2", "q3", "q4\n\nz"]
+    assert not made.said
+
+
 def test_no_usable_row(write, module):
     """Catches a run on nothing."""
     path = write("a.jsonl", [{"prompt": "a", "completion": ""}] * 3)
