@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 .PHONY: train test test-all test-floor lint
 
 train: $(VENV)/.train
-	$(BIN)/python train.py $(ARGS)
+	$(BIN)/aira train $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)

@@ -1,32 +1,6 @@
-"""Train a model: `python train.py model=opt-1b3 method=sft language=pt`; `--help` lists the choices."""
+"""Train a model: `python train.py model=opt-1b3 method=sft language=pt`; it is `aira train`, from a clone."""
 
-from typing import Any
-
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
-
-from aira.commandline import check, readable_errors
-from aira.config import CONF
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-@readable_errors
-def main(cfg: DictConfig) -> Any:
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        from aira.trials import run_trial_of_multirun
-
-        return run_trial_of_multirun(cfg.method.compare_by)
-    if cfg.sweep:
-        from aira.sweeps import sweep
-
-        return sweep(cfg)
-    from aira.training import train  # torch is imported only once the configuration is known to be right
-
-    return train(cfg)
-
+from aira.commands.train import main
 
 if __name__ == "__main__":
-    check("train")
     main()

@@ -1,3 +1,3 @@
 """Aira: aligning small language models, from one command."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
 from aira.callbacks.emissions import energy, start_tracker
-from aira.config import build, plain, recorded, write_config
+from aira.config.compose import build
+from aira.config.record import plain, recorded, write_config
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
 from aira.evaluation.measure import ROLES, chat, scorer
@@ -109,7 +110,7 @@ def _models(values: dict[str, Any]) -> dict[str, str]:
             if newest is None:
                 raise AiraError(
                     f"model.path=last: no run below {values['output_dir']}/ has an export. Train first (python "
-                    "train.py), or name a model: model.path=<folder or hub id>, or model=gpt2-124m."
+                    "aira train), or name a model: model.path=<folder or hub id>, or model=gpt2-124m."
                 )
             paths = [str(newest)]
         elif "*" in given:

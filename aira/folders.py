@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from aira.config import flat, read_config
+from aira.config.record import flat, read_config
 from aira.errors import AiraError
 from aira.files import check_writable, locked, shown, typed
 

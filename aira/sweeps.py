@@ -1,32 +1,26 @@
-"""Looking for good hyperparameters: with Optuna here, or by a sweep of Weights & Biases; and what came out.
-
-A space is a mapping of keys to what they may be, in the words of Hydra's own sweeps: `choice(8, 16)`,
-`interval(0, 1)`, `tag(log, interval(1e-5, 1e-3))`.
-"""
+"""Looking for good hyperparameters: with Optuna here, or by a sweep of Weights & Biases; and what came out."""
 
 import json
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from aira.config import parse_override, plain
+from aira.config.record import plain
+from aira.config.spaces import Space, listed, parsed
 from aira.errors import AiraError
 from aira.files import read_json, read_text, write_whole
-from aira.login import online
 from aira.ranking import blurred_by
+from aira.tracking.login import online
 from aira.trials import TRIAL, final, rows_of_log, run_trial
-
-Space = Mapping[str, str]
 
 
 def sweep(cfg: DictConfig) -> float | None:
@@ -39,38 +33,6 @@ def sweep(cfg: DictConfig) -> float | None:
     search = instantiate(settings, _partial_=True, _convert_="all")  # called apart, so that Hydra wraps no error of it
     best: float | None = search(overrides=overrides, folder=folder, cwd=hydra.runtime.cwd)
     return best
-
-
-def parsed(space: Space) -> dict[str, IntervalSweep | ChoiceSweep]:
-    """The keys of a space with what they may be.
-
-    Raises:
-        AiraError: an entry is none of `choice` and `interval`, or an interval is empty.
-    """
-    found = {}
-    for key, text in space.items():
-        value = parse_override(f"{key}={text}").value()
-        if not isinstance(value, (ChoiceSweep, IntervalSweep)):
-            raise AiraError(f"sweep.space: {key}: {text} is none of choice(…), interval(…) and tag(log, interval(…)).")
-        if isinstance(value, IntervalSweep):
-            low, high = float(value.start or 0), float(value.end or 0)
-            if low >= high or ("log" in value.tags and low <= 0):
-                raise AiraError(f"sweep.space: {key}: {text} must go up, and with log begin above 0.")
-        found[key] = value
-    return found
-
-
-def examples(space: Space) -> list[str]:
-    """Overrides with every value that a choice has, and with both ends of an interval."""
-    return [
-        f"{key}={value}"
-        for key, where in parsed(space).items()
-        for value in (_listed(where) if isinstance(where, ChoiceSweep) else (where.start, where.end))
-    ]
-
-
-def _listed(choice: ChoiceSweep) -> list[Any]:
-    return [value.text if isinstance(value, QuotedString) else value for value in choice.list]
 
 
 def optuna(
@@ -89,7 +51,7 @@ def optuna(
     The study is written to `folder` after every trial. Trials that were cut off are gone on with first.
 
     Args:
-        overrides: of train.py, for every trial.
+        overrides: of `aira train`, for every trial.
         cwd: where their relative paths begin.
         trials: how many the study is to have.
         space: what to vary.
@@ -118,7 +80,7 @@ def optuna(
     _check_metric(metric, space)
     _check_same(folder / "search.json", search)
     distributions: dict[str, Any] = {
-        key: CategoricalDistribution(_listed(where))
+        key: CategoricalDistribution(listed(where))
         if isinstance(where, ChoiceSweep)
         else FloatDistribution(float(where.start or 0), float(where.end or 0), log="log" in where.tags)
         for key, where in parsed(space).items()
@@ -213,24 +175,24 @@ def wandb(
     """Write `sweep.yaml` for Weights & Biases, and start the sweep where there is a login.
 
     Args:
-        overrides: of train.py, for every trial.
+        overrides: of `aira train`, for every trial.
         search: `bayes`, `random` or `grid`.
     """
     _check_metric(metric, space)
     parameters: dict[str, Any] = {}
     for key, where in parsed(space).items():
         if isinstance(where, ChoiceSweep):
-            parameters[key] = {"values": _listed(where)}
+            parameters[key] = {"values": listed(where)}
         else:
             kind = "log_uniform_values" if "log" in where.tags else "uniform"
             parameters[key] = {"distribution": kind, "min": float(where.start or 0), "max": float(where.end or 0)}
     loggers = [] if any(text.startswith("logger=") for text in overrides) else ["logger=wandb"]
     spec = {
-        "program": "train.py",
+        "program": "aira",
         "method": search,
         "metric": {"name": metric, "goal": {"min": "minimize", "max": "maximize"}[mode]},
         "parameters": parameters,
-        "command": ["${env}", "python", "${program}", *overrides, *loggers, "${args_no_hyphens}"],
+        "command": ["${env}", "${program}", "train", *overrides, *loggers, "${args_no_hyphens}"],
     }
     file = folder / "sweep.yaml"
     write_whole(file, yaml.safe_dump(spec, sort_keys=False))
@@ -268,7 +230,7 @@ def table(folder: Path, metric: str, mode: str) -> str:
     if blurred:
         lines.append(f"\nNot ranked: {' and '.join(blurred)} changes what {metric} means.")
     elif trials and trials[0][2] is not None:
-        lines.append(f"\nBest: python train.py {shlex.join(trials[0][1])}")
+        lines.append(f"\nBest: aira train {shlex.join(trials[0][1])}")
     return "\n".join(lines)
 
 

@@ -21,7 +21,6 @@ from omegaconf import DictConfig
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from aira.bounds import NO_FP16
 from aira.callbacks.checkpoint import Checkpoints, changed_settings, check_shapes, measured, read_state
 from aira.callbacks.emissions import Emissions
 from aira.callbacks.progress import Progress
@@ -29,7 +28,9 @@ from aira.callbacks.samples import Samples
 from aira.callbacks.scores import Scores
 from aira.callbacks.signals import Signals
 from aira.callbacks.throughput import Throughput
-from aira.config import build, plain, recorded, write_config
+from aira.config.bounds import NO_FP16
+from aira.config.compose import build
+from aira.config.record import plain, recorded, write_config
 from aira.data.module import DataModule
 from aira.data.tokenize import tokenizer_content
 from aira.environment import environment

@@ -1,4 +1,4 @@
-"""The trials of a sweep: each a plain run of train.py in processes of its own.
+"""The trials of a sweep: each a plain run of `aira train` in processes of its own.
 
 So a trial may use several processes itself, one that fails or runs out of memory takes no other with it, and every
 launcher of Hydra works.
@@ -19,7 +19,6 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from aira.config import CONF
 from aira.errors import AiraError, Stopped, taken
 from aira.files import damage, override, read_json, write_whole
 
@@ -33,7 +32,7 @@ def run_trial(
     """Run a trial, or go on with what is there of it.
 
     Args:
-        overrides: of train.py.
+        overrides: of `aira train`.
         folder: for the run.
         cwd: where relative paths of the overrides begin.
         metric: what trials are compared by.
@@ -54,7 +53,7 @@ def run_trial(
             f"{folder} holds a trial with other overrides ({' '.join(map(str, before))}). Name another folder."
         )
     write_whole(trial, json.dumps(overrides))
-    command = [sys.executable, str(CONF.parent / "train.py"), *overrides, override("hydra.run.dir", folder)]
+    command = [sys.executable, "-m", "aira.commands.train", *overrides, override("hydra.run.dir", folder)]
     for checkpoint in (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous")):
         if checkpoint.exists() and not damage(checkpoint):
             command.append(override("ckpt_path", checkpoint))

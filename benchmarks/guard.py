@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT))
 from aira.data.schemas import TOXIC, mapped_columns, read_example  # noqa: E402
 from aira.data.sources import read  # noqa: E402
 from aira.evaluation.baselines import bag_of_words  # noqa: E402
-from aira.evaluation.scorers import ScoringModel  # noqa: E402
 from aira.evaluation.tasks import scorer_rows  # noqa: E402
 from aira.files import run_of_export  # noqa: E402
+from aira.inference.scorers import ScoringModel  # noqa: E402
 from aira.reports.runs import read_run  # noqa: E402
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)

@@ -33,8 +33,8 @@ DATA = Path(os.environ.get("AIRA_DATA", ROOT.parent / "shared" / "data"))
 
 from aira.data.schemas import BadRow, Example, mapped_columns, prompt_key, read_example, text_key  # noqa: E402
 from aira.evaluation.baselines import pair_baselines, text_baselines  # noqa: E402
-from aira.evaluation.scorers import ScoringModel  # noqa: E402
 from aira.evaluation.statistics import beside, class_figures  # noqa: E402
+from aira.inference.scorers import ScoringModel  # noqa: E402
 
 HEAD = "| {} | accuracy | 95 % interval | balanced | F1 | against the best |\n|---|--:|--:|--:|--:|--:|"
 

@@ -11,7 +11,7 @@ candidates for each prompt, one prompt after another, as a chat does. Candidates
 
 - ``transformers``: ``AutoModelForSequenceClassification``, a forward pass a candidate.
 - ``transformers-batch``: the same, with the n candidates of a prompt padded into one batch.
-- ``aira``: ``aira.evaluation.scorers.ScoringModel``, the n candidates of a prompt as one tree.
+- ``aira``: ``aira.inference.scorers.ScoringModel``, the n candidates of a prompt as one tree.
 
 Every run is a process of its own, and the runs take turns. The time is that of tokenizing and scoring all prompts,
 after one prompt for warming up. Tokens are counted for each candidate with its prompt, for all contenders alike.
@@ -63,7 +63,7 @@ def talks_of(arguments: argparse.Namespace, tokenizer: Any) -> list[list[Talk]]:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from aira.evaluation.scorers import ScoringModel
+    from aira.inference.scorers import ScoringModel
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.folder)
     talks = talks_of(arguments, tokenizer)

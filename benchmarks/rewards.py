@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from aira.chat.pipeline import Chat  # noqa: E402
 from aira.data.sources import read  # noqa: E402
-from aira.evaluation.scorers import ScoringModel  # noqa: E402
+from aira.inference.scorers import ScoringModel  # noqa: E402
 
 
 def main() -> None:

@@ -6,15 +6,7 @@ from pathlib import Path
 
 CONF = Path(__file__).parent.parent / "conf"
 LAST = ("experiment", "sweep")  # their keys are those of other groups
-COMMANDS = {
-    "train": "python train.py",
-    "evaluate": "python evaluate.py",
-    "chat": "python -m aira.chat",
-    "pipeline": "python -m aira.pipeline",
-    "rejection_sampling": "python -m aira.data.rejection_sampling",
-    "reports": "python -m aira.reports",
-    "push": "python -m aira.models.push",
-}
+COMMANDS = ("train", "evaluate", "chat", "pipeline", "rejection_sampling", "report", "push")
 
 
 def keys(file: Path, prefix: str) -> Iterator[tuple[str, str, str]]:
@@ -59,8 +51,8 @@ def reference() -> str:
         "",
     ]
     known: dict[str, str] = {}
-    for name, command in COMMANDS.items():
-        lines += [f"## `{command}`", "", *table(CONF / f"{name}.yaml", known)]
+    for name in COMMANDS:
+        lines += [f"## `aira {name}`", "", *table(CONF / f"{name}.yaml", known)]
     for group in sorted((folder for folder in CONF.iterdir() if folder.is_dir()), key=lambda f: (f.name in LAST, f)):
         lines += [f"## Group `{group.name}`", ""]
         options = sorted(file for file in group.glob("*.yaml") if not file.stem.startswith("_"))

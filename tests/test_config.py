@@ -19,22 +19,16 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import ListConfig, OmegaConf
 
-import aira.commandline
-import aira.config
+import aira.commands.shell
 import aira.training
-from aira.commandline import check, find_last
-from aira.config import (
-    CONF,
-    compose_config,
-    flat,
-    groups,
-    notices,
-    options,
-    parse_override,
-    plain,
-    recorded,
-    write_config,
-)
+from aira.commands.resume import find_last
+from aira.commands.shell import check
+from aira.config.bounds import range_of
+from aira.config.compose import compose_config
+from aira.config.conf import CONF, groups, options, own_groups, role_of
+from aira.config.overrides import check_key, parse_override
+from aira.config.record import flat, plain, recorded, write_config
+from aira.config.values import check_values, notices
 from aira.errors import AiraError
 
 ROOT = CONF.parent
@@ -54,7 +48,7 @@ def fitting():
     languages = cycle(["en", "pt", "pt", "en"])
     for model in options("model"):
         for method in options("method"):
-            if aira.config._role(model) in raw(CONF / "method" / f"{method}.yaml")["role"]:
+            if role_of(model) in raw(CONF / "method" / f"{method}.yaml")["role"]:
                 yield model, method, next(languages)
 
 
@@ -304,7 +298,7 @@ def test_right_overrides(line):
     assert values(*line.split(" "))["seed"] in (3, 42)
 
 
-REQUIRED = {"push": ["run=a", "repo=b/c"], "reports": ["runs=a"], "rejection_sampling": ["output=a"]}
+REQUIRED = {"push": ["run=a", "repo=b/c"], "report": ["runs=a"], "rejection_sampling": ["output=a"]}
 """What has no default."""
 
 
@@ -319,10 +313,10 @@ def answer(config_name, text, *chosen):
     """What is said to one override, without composing everything anew for each; None where it is taken."""
     defaults, override = composed(config_name, *chosen), parse_override(text)
     try:
-        aira.config._check_key(override, defaults, config_name)
+        check_key(override, defaults, config_name)
         cfg = OmegaConf.masked_copy(defaults, [key for key in defaults if key != "hydra"])
         OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=True)
-        aira.config._check_values(plain(cfg))
+        check_values(plain(cfg))
     except AiraError as error:
         return str(error)
     return None
@@ -332,7 +326,7 @@ def numeric(config_name):
     """The numeric keys of a command and of the options of its groups, each with an option that has it."""
     found = {}
     free = ("language", "data", "experiment")  # they have no keys of their own
-    own = [group for group in aira.config._own_groups(config_name) if group in groups() and group not in free]
+    own = [group for group in own_groups(config_name) if group in groups() and group not in free]
     chosen = [[]] + [[f"{group}={option}"] for group in own for option in options(group)]
     if config_name == "train":  # a model with a method that trains its kind
         chosen = [[*one, "method=toxicity"] if one and one[0].startswith("model=") else one for one in chosen]
@@ -343,12 +337,12 @@ def numeric(config_name):
             value = OmegaConf.select(composed(config_name, *one), key)
             listed = isinstance(value, ListConfig) and value and isinstance(value[0], float)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if number or listed or aira.config.range_of(key):
+            if number or listed or range_of(key):
                 found.setdefault(key, one)
     return found
 
 
-COMMANDS = {"train": 45, "evaluate": 5, "chat": 13, "rejection_sampling": 12, "pipeline": 5, "push": 0, "reports": 0}
+COMMANDS = {"train": 45, "evaluate": 5, "chat": 13, "rejection_sampling": 12, "pipeline": 5, "push": 0, "report": 0}
 """The files of commands, and the least number of numeric keys in each."""
 
 
@@ -375,7 +369,7 @@ def test_no_number_of_a_file_is_without_bounds(value):
             listed = isinstance(OmegaConf.select(cfg, key), ListConfig)
             OmegaConf.update(cfg, key, [value] * 2 if listed else value)
             with pytest.raises(AiraError, match=r"^[\w.]+=\[?-?(nan|inf)"):  # of a key, or of one that refers to it
-                aira.config._check_values(plain(cfg))
+                check_values(plain(cfg))
     for text in (f"model.lora={{alpha:{value}}}", f"+model.config.rope_theta={value}", f"model.config={{n:{value}}}"):
         assert re.match(r"model\.(lora\.alpha|config\.\w+)=", answer("train", text))
 
@@ -415,7 +409,7 @@ OUT_OF_RANGE = {
         guard.threshold=2 top_p=2 column='' prompts=''
     """,
     "pipeline": "pipeline.stages.sft.minutes=-1 pipeline.stages.sft.minutes=soon skip=[1]",
-    "reports": "title=5 project='' output=''",
+    "report": "title=5 project='' output=''",
 }
 
 
@@ -487,7 +481,7 @@ def test_a_space_without_bounds(monkeypatch, capsys, space):
     """Catches a search whose trials would all fail, or one that begins with an error of Optuna."""
     monkeypatch.setattr(sys, "argv", ["train.py", "sweep=optuna", f"sweep.space={{optimizer.lr: '{space}'}}"])
     with pytest.raises(SystemExit):
-        aira.commandline.check("train")
+        aira.commands.shell.check("train")
     assert "optimizer.lr" in capsys.readouterr().err
 
 
@@ -588,7 +582,7 @@ def test_checks_let_sweeps_and_help_through(monkeypatch, tmp_path, arguments):
     given = ["train.py", *arguments.split(" ")]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", list(given))
-    aira.commandline.check("train")
+    aira.commands.shell.check("train")
     assert sys.argv[: len(given)] == given and len(sys.argv) == len(given) + ("-m" in given)  # hydra.sweep.dir
 
 
@@ -606,7 +600,7 @@ def test_every_trial_of_a_sweep_is_checked(monkeypatch, capsys, arguments, fragm
     """Catches a combination of values whose error shows only after the trials before it."""
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments.split(" ")])
     with pytest.raises(SystemExit):
-        aira.commandline.check("train")
+        aira.commands.shell.check("train")
     assert fragment in capsys.readouterr().err
 
 
@@ -650,10 +644,10 @@ def test_processes_of_a_scheduler_need_one_folder(monkeypatch, capsys):
             patch.setenv(rank, "1")
             patch.setenv(processes, "4")
             with pytest.raises(SystemExit):
-                aira.commandline.check("train")
+                aira.commands.shell.check("train")
             assert "4 processes were started" in capsys.readouterr().err
             patch.setattr("sys.argv", ["train.py", "hydra.run.dir=outputs/x/y"])
-            aira.commandline.check("train")
+            aira.commands.shell.check("train")
 
 
 FIRST = [{}, {"LOCAL_RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, {"SLURM_PROCID": "0"}]
@@ -691,7 +685,7 @@ def gone_on(monkeypatch, *arguments, **environment):
         patch.setattr(sys, "argv", ["train.py", *arguments])
         before = bytes_read()
         try:
-            aira.commandline.check("train")
+            aira.commands.shell.check("train")
         except SystemExit:
             return None, bytes_read() - before
         found = [argument for argument in sys.argv if argument.startswith("ckpt_path=")]
@@ -752,7 +746,7 @@ def test_going_on_uses_the_folder_of_the_run(monkeypatch, tmp_path, runs):
     """Catches a run that is gone on with in a new folder, or that loses a checkpoint with an odd name."""
     last = runs("seed=7")
     monkeypatch.setattr(sys, "argv", ["train.py", "seed=7", "ckpt_path=last", f"output_dir={tmp_path / 'outputs'}"])
-    aira.commandline.check("train")
+    aira.commands.shell.check("train")
     assert sys.argv[-2:] == [f"ckpt_path={last}", f"hydra.run.dir={last.parent.parent}"]
     assert values(sys.argv[-2])["ckpt_path"] == str(last)
 
@@ -851,11 +845,35 @@ def test_help_lists_every_option(group):
     assert group == "callbacks" or all(f" {option}" in told for option in options(group))
 
 
-def test_without_a_clone(monkeypatch, tmp_path):
-    """Catches a traceback where the package was installed from a wheel, which has no conf/."""
-    monkeypatch.setattr("aira.config.CONF", tmp_path / "conf")
-    with pytest.raises(AiraError, match="run from a clone"):
-        compose_config("chat", [])
+@pytest.mark.parametrize("where", ["./conf", "--config-dir", "--config-dir="])
+def test_a_group_of_the_users_own(monkeypatch, tmp_path, capsys, where):
+    """Catches options of the user's own that are not found, not offered, or hide Aira's without a word."""
+    monkeypatch.setenv("AIRA_CONFIG_DIR", "")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / ("conf" if where == "./conf" else "mine")
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "mine.yaml").write_text("defaults: [gpt2-tiny]\nname: mine\ndropout: 0.25\n")
+    (folder / "model" / "opt-tiny.yaml").write_text("defaults: [gpt2-tiny]\nname: not-opt\n")
+    given = {"./conf": [], "--config-dir": ["--config-dir", "mine"], "--config-dir=": ["--config-dir=mine"]}[where]
+    monkeypatch.setattr(sys, "argv", ["train.py", *given, "--cfg", "job", "model=mine"])
+    check("train")
+    assert sys.argv == ["train.py", "--cfg", "job", "model=mine"]
+    told = capsys.readouterr().err
+    assert "in place of Aira's own" in told and "opt-tiny.yaml" in told and "mine.yaml" not in told
+    assert compose_config("train", ["model=mine"]).model.dropout == 0.25
+    assert compose_config("train", ["model=opt-tiny"]).model.name == "not-opt"
+    with pytest.raises(AiraError, match="Did you mean 'mine'"):
+        compose_config("train", ["model=mien"])
+    assert "mine" in options("model") and "gpt2-tiny" in options("model")
+
+
+def test_a_config_dir_that_is_not_there(monkeypatch, capsys):
+    """Catches Hydra's traceback."""
+    for given in (["--config-dir", "nowhere"], ["--config-dir"], ["--config-dir="]):
+        monkeypatch.setattr(sys, "argv", ["train.py", "seed=3", *given])
+        with pytest.raises(SystemExit):
+            check("train")
+        assert "there is no such folder" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_show_a_character(monkeypatch):

@@ -6,20 +6,16 @@ import shlex
 
 import pytest
 
-from aira.config import CONF, compose_config, parse_override
+from aira.__main__ import COMMANDS
+from aira.config.compose import compose_config
+from aira.config.conf import CONF
+from aira.config.overrides import parse_override
 
 ROOT = CONF.parent
 FILES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-CONFIGS = {
-    "train.py": "train",
-    "evaluate.py": "evaluate",
-    "aira.chat": "chat",
-    "aira.chat.demo": "chat",
-    "aira.pipeline": "pipeline",
-    "aira.reports": "reports",
-    "aira.models.push": "push",
-    "aira.data.rejection_sampling": "rejection_sampling",
-}
+NAME = "|".join(COMMANDS)
+RUN = re.compile(rf"(?:^|\s)(?:aira |(?=train\.py|evaluate\.py)|-m aira\.commands\.)({NAME})(?:\.py)?(?:\s|$)")
+"""One of Aira's commands, as it is typed, from a clone, or behind torchrun."""
 OPTIONS = ("--help", "--json", "--cfg", "job", "hydra", "-m")
 
 
@@ -31,12 +27,12 @@ def commands():
             for line in block.replace("\\\n", " ").splitlines():
                 for part in line.split(" && "):
                     part = part.split(" #")[0].strip()
-                    if re.search(r"(train|evaluate)\.py|-m aira\.", part) and part not in seen:
+                    if RUN.search(part) and part not in seen:
                         seen.add(part)
                         yield pytest.param(part, id=f"{file.name}: {part.strip()}")
 
 
-NOT_RUN = ("aira.chat.demo", "submitit", "nnodes")
+NOT_RUN = ("aira demo", "submitit", "nnodes")
 """The demo serves until it is stopped, and others need a cluster, or two machines."""
 
 
@@ -44,11 +40,13 @@ NOT_RUN = ("aira.chat.demo", "submitit", "nnodes")
 def test_a_documented_command_composes(command, monkeypatch):
     """Catches a documented key that was renamed; tests/end_to_end/test_docs.py runs the others."""
     monkeypatch.setenv("AIRA_DATA", "data")
-    words = shlex.split(os.path.expandvars(re.sub(r"\$\(ls [^)]*\)", "x", command)), comments=True)
-    name = next(word for word in words if word in CONFIGS)
-    given = [re.sub(r"<[^>]*>|…", "x", word) for word in words[words.index(name) + 1 :] if word not in OPTIONS]
+    command = os.path.expandvars(re.sub(r"\$\(ls [^)]*\)", "x", command))
+    found = RUN.search(command)
+    name = {"demo": "chat"}.get(found[1], found[1])
+    words = shlex.split(command[found.end() :], comments=True)
+    given = [re.sub(r"<[^>]*>|…", "x", word) for word in words if word not in OPTIONS]
     own, shared = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
-    for config, overrides in ((CONFIGS[name], own), ("train", shared)):
+    for config, overrides in ((name, own), ("train", shared)):
         if "hydra/launcher" in " ".join(overrides) or (config == "push" and not overrides):
             continue
         first = [  # of a multirun

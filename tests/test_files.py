@@ -11,7 +11,8 @@ import threading
 import pytest
 from omegaconf import OmegaConf
 
-from aira.config import parse_override, plain, read_config, recorded, write_config
+from aira.config.overrides import parse_override
+from aira.config.record import plain, read_config, recorded, write_config
 from aira.errors import AiraError
 from aira.files import Output, add_lines, locked, markdown, no_room, override, read_json, typed, write_whole
 

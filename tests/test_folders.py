@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-import aira.commandline
+import aira.commands.shell
 from aira import folders
-from aira.config import compose_config, recorded, write_config
+from aira.config.compose import compose_config
+from aira.config.record import recorded, write_config
 from aira.errors import AiraError
 from aira.folders import LOCK, claim, starts_the_run
 
@@ -53,8 +54,8 @@ def test_two_commands_of_one_second(tmp_path, monkeypatch):
     found = []
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", ["train.py", "seed=3"])
-        monkeypatch.setattr(aira.commandline, "composed_folder", lambda *_: "outputs/day/now")
-        aira.commandline.check("train")
+        monkeypatch.setattr(aira.commands.shell, "composed_folder", lambda *_: "outputs/day/now")
+        aira.commands.shell.check("train")
         found.append(sys.argv[-1])
     assert found == ["hydra.run.dir=outputs/day/now", "hydra.run.dir=outputs/day/now-2"]
 

@@ -14,7 +14,9 @@ import pytest
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from aira.config import CONF, compose_config, flat, options, plain
+from aira.config.compose import compose_config
+from aira.config.conf import CONF, options
+from aira.config.record import flat, plain
 from aira.data.module import DataModule
 from aira.errors import AiraError
 from aira.evaluation.results import PUBLISHED

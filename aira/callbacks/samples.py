@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aira.data.module import DataModule, Split
 from aira.files import add_lines, as_json
-from aira.models.generation import answer
+from aira.inference.generation import answer
 
 
 class Samples(pl.Callback):

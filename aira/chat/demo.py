@@ -1,13 +1,11 @@
-"""`python -m aira.chat.demo`: the chat in a browser, with its candidates, and a search in a data set.
+"""The chat in a browser, with its candidates, and a search in a data set.
 
-It is served to this machine alone, unless demo.host says otherwise. What users, models and data say is shown as plain
-text.
+What users, models and data say is shown as plain text.
 """
 
 import copy
 import html
 import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +13,9 @@ from aira.chat.explorer import PARTS, Explorer
 from aira.chat.load import load
 from aira.chat.pipeline import Candidate, Chat
 from aira.chat.texts import TEXTS
-from aira.commandline import command
-from aira.config import compose_config, options, plain
+from aira.config.compose import compose_config
+from aira.config.conf import options
+from aira.config.record import plain
 from aira.data.schemas import Message
 from aira.errors import AiraError
 
@@ -254,6 +253,14 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
         # An answer that is being shown would fill the conversation again: it is ended, and waited for.
         cleared = [conversation, history, candidates, forgotten]
         gr.on([reset.click, conversation.clear], begin, spoken, cleared, cancels=[answered], **in_turn)
+        renamed = [*(part for part, _, _ in shown), over]
+        changed = spoken.change(rename, spoken, renamed, cancels=[answered], show_progress="hidden", **private)
+        changed.then(begin, spoken, cleared, **in_turn)
+        changed.then(lambda code: headed(code, "rows", []), spoken, found, **private)
+        gr.on([query.submit, search.click], look, [spoken, query, over], found, **private)
+        # An answer that is being shown would fill the conversation again: it is ended, and waited for.
+        cleared = [conversation, history, candidates, forgotten]
+        gr.on([reset.click, conversation.clear], begin, spoken, cleared, cancels=[answered], **in_turn)
         spoken.change(
             rename,
             spoken,
@@ -281,23 +288,3 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
     served = page.server.config  # each connection takes its application from it
     served.loaded_app = Gate(served.loaded_app, names_of(values["demo"]["host"], values["demo"]["hosts"]))
     return page, address
-
-
-@command("chat")
-def main() -> None:
-    """Compose conf/chat.yaml with the command line, load the models, and serve the page until Ctrl-C."""
-    arguments = sys.argv[1:]
-    values = plain(compose_config("chat", arguments))
-    for key in ("prompt", "input", "output"):
-        if values[key] is not None:
-            raise AiraError(f"{key}= is for `python -m aira.chat`; the demo is asked in a browser.")
-    demo = Demo(arguments)
-    language = values["language"]["code"]
-    demo.chat(language)
-    page, address = serve(demo, language)
-    print(f"{address} (Ctrl-C ends it)")
-    page.block_thread()
-
-
-if __name__ == "__main__":
-    main()

@@ -68,6 +68,6 @@ def _last(role: str, language: str, output_dir: str) -> str | None:
     if role == "chat":
         raise AiraError(
             f"chat_model=last: no run below {output_dir}/ has a chat model in language={language}. "
-            f"Train one (python train.py language={language}), or name one: chat_model=<folder or hub id>."
+            f"Train one (aira train language={language}), or name one: chat_model=<folder or hub id>."
         )
     return None

@@ -12,10 +12,10 @@ from huggingface_hub import ModelCard
 from aira.data.schemas import BadRow, Message
 from aira.data.trees import Tree
 from aira.errors import AiraError
-from aira.evaluation.scorers import ScoringModel
 from aira.files import locate, passed_over
+from aira.inference.generation import answer, prompt_ids
+from aira.inference.scorers import ScoringModel
 from aira.models.backbone import context_length, load_config, load_model, load_tokenizer, score_label
-from aira.models.generation import answer, prompt_ids
 from aira.models.template import use_own_template
 
 CHOSEN, UNCHOSEN, FLAGGED, EMPTY = "chosen", "unchosen", "flagged", "empty"

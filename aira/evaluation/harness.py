@@ -14,10 +14,10 @@ from aira.data.plan import fill_rows
 from aira.data.trees import Row, Tree, pack, tree_length
 from aira.errors import AiraError
 from aira.evaluation.tries import plan
-from aira.methods.losses import chunks
+from aira.inference.generation import check_logits
 from aira.models.attention import Cached
 from aira.models.backbone import hidden_states, keys_and_values
-from aira.models.generation import check_logits
+from aira.models.head import chunks
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """What is asked, as text, and the token ids of its context and of its continuation."""

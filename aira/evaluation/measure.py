@@ -23,12 +23,12 @@ from aira.errors import AiraError
 from aira.evaluation.baselines import cross_fitted, pair_baselines, text_baselines
 from aira.evaluation.harness import PackedLM
 from aira.evaluation.results import Line, Score, write_rows
-from aira.evaluation.scorers import ScoringModel
 from aira.evaluation.statistics import beside, class_figures
 from aira.evaluation.tasks import SCORER_TASKS, ScorerRow, harness_task, scorer_rows
 from aira.files import as_json
+from aira.inference.generation import prompt_ids
+from aira.inference.scorers import ScoringModel
 from aira.models.backbone import content, load_model, load_tokenizer
-from aira.models.generation import prompt_ids
 
 Measured = tuple[list[Line], dict[str, Any]]
 """Lines of the table (of a scorer, those of its baselines too), and what results.json is to hold."""

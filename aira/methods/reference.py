@@ -16,8 +16,8 @@ from aira.data.module import DataModule, Split
 from aira.data.trees import Row
 from aira.environment import versions
 from aira.errors import AiraError
-from aira.methods.losses import branch_sums, log_probs
 from aira.models.backbone import hidden_states, load_model, load_tokenizer, unwrap
+from aira.models.head import branch_sums, log_probs
 from aira.models.template import speaks_aira
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from aira.data.trees import Row
 from aira.methods.base import Method, Sums
-from aira.methods.losses import cross_entropy
 from aira.models.backbone import hidden_states, unwrap
+from aira.models.head import cross_entropy
 
 
 class SFT(Method):

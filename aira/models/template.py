@@ -55,7 +55,7 @@ def use_own_template(tokenizer: PreTrainedTokenizerBase) -> None:
         if SPECIAL_TOKENS["sep_token"] not in known or tokenizer.eos_token != SPECIAL_TOKENS["eos_token"]:
             raise AiraError(
                 f"{tokenizer.name_or_path} has no chat template: it was not trained to answer. Train it first "
-                "(python train.py method=sft), or name a model that was."
+                "(aira train method=sft), or name a model that was."
             )
         tokenizer.chat_template = chat_template(SPECIAL_TOKENS["bos_token"] in known)
     _pad_by_the_end(tokenizer)

@@ -213,7 +213,7 @@ def _sweep(trials: list[Run], metric: str) -> Part:
         found = [_value(run.values, key) for run in trials]
         if len({str(value) for value in found}) > 1:
             columns[key] = found
-    command = f"python train.py {shlex.join(trials[0].trial or [])}"
+    command = f"aira train {shlex.join(trials[0].trial or [])}"
     values = [run.metrics[metric] for run in trials]
     wide = plots.parallel(columns, metric, values, 0) if columns else ""
     return Part("Sweep", "sweep", f"The best trial, {trials[0].name}, again:", command, wide=wide)
@@ -239,7 +239,7 @@ def _curves(runs: list[Run]) -> Part:
 
 
 def evaluations(runs: list[Run]) -> tuple[list[str], list[list[str]], list[list[bool]]]:
-    """What evaluate.py found: tasks; a row of cells for each run or baseline; and which of them are the best run's."""
+    """What evaluations found: tasks; a row of cells for each run or baseline; and which of them are the best run's."""
     tasks = list(dict.fromkeys(row["task"] for run in runs for row in run.evaluations))
     names = dict.fromkeys(run.name for run in runs if run.evaluations)
     names |= dict.fromkeys(row["name"] for run in runs for row in run.evaluations)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from aira.config import flat, read_config
+from aira.config.record import flat, read_config
 from aira.errors import AiraError
 from aira.files import passed_over, read_json, read_text
 from aira.trials import TRIAL, rows_of_log

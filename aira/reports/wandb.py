@@ -6,9 +6,9 @@ from typing import Any
 
 from aira.errors import AiraError
 from aira.files import markdown, read_json, write_whole
-from aira.login import online
 from aira.reports.page import CURVES, evaluations, number
 from aira.reports.runs import Run
+from aira.tracking.login import online
 
 
 def report(runs: list[Run], title: str, project: str, entity: str | None, file: Path) -> str:

@@ -5,8 +5,8 @@ import json
 import pytest
 import wandb
 
-from aira.callbacks.wandb import _named
-from aira.config import compose_config
+from aira.config.compose import compose_config
+from aira.tracking.wandb import _named
 from aira.training import train
 from tests.end_to_end.command import SMALL
 from tests.wandb_records import records

@@ -1,4 +1,4 @@
-"""`python -m aira.chat`: one message, a file, a conversation."""
+"""`aira chat`: one message, a file, a conversation."""
 
 import io
 import json
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from aira.chat.__main__ import _rows, answer_file, main
+from aira.commands.chat import _rows, answer_file, main
 from aira.errors import AiraError
 from aira.files import locked
 from tests.end_to_end.command import ENVIRONMENT, ROOT
@@ -25,7 +25,7 @@ def test_one_message(exports):
     """The real command: JSON alone on stdout, and the newest run of each role."""
     arguments = [f"output_dir={exports.parent}", "prompt=Who, (really) are {you} = '?", "--json", *SHORT, "seed=3"]
     done = subprocess.run(
-        [sys.executable, "-m", "aira.chat", *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+        [sys.executable, "-m", "aira", "chat", *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     reply = json.loads(done.stdout)
@@ -67,7 +67,7 @@ def test_a_conversation(exports, monkeypatch, capsys):
     [
         (["chat_modle=x"], "Did you mean 'chat_model'?"),
         (["chat_model=./missing"], "there is no such file or folder"),
-        (["output_dir={missing}"], "Train one (python train.py language=en)"),
+        (["output_dir={missing}"], "Train one (aira train language=en)"),
         (["language=pt"], "has a chat model in language=pt"),
         (["input=x.jsonl"], "belong together"),
         (["--json"], "is for one message"),

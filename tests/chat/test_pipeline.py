@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from aira.chat.pipeline import DEFAULT_MESSAGES, Candidate, Chat
 from aira.errors import AiraError
-from aira.models.generation import answer, prompt_ids
+from aira.inference.generation import answer, prompt_ids
 
 WARM = {"temperature": 1.0, "max_new_tokens": 12}
 

@@ -12,7 +12,7 @@ from aira.data.schemas import SCHEMAS, BadRow, mapped_columns, read_example
 from aira.data.sources import read
 from aira.data.tokenize import encode, tokenizer_content
 from aira.errors import AiraError
-from aira.models.generation import prompt_ids
+from aira.inference.generation import prompt_ids
 from tests.data.test_continuation import TEMPLATES, made, talk
 
 WORDS = (

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from aira.data.module import DataModule
 from aira.data.schemas import BadRow
 from aira.data.tokenize import encode, encode_scorer, tokenize, usable
-from aira.models.generation import prompt_ids
+from aira.inference.generation import prompt_ids
 
 CORPUS = [
     "Hello, how are you? user: assistant: system: Who are you?\n\nI am an assistant.\n\n### Response:\n\nThe capital.",

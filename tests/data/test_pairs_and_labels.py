@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from aira.config import compose_config, plain
+from aira.config.compose import compose_config
+from aira.config.record import plain
 from aira.data.module import DataModule
 from aira.data.schemas import (
     LABELS,

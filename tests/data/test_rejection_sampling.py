@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from aira import environment
 from aira.chat.load import ROLES, load
-from aira.config import compose_config, plain
-from aira.data.rejection_sampling import _prompts, _same_settings, main, settings_of
+from aira.commands.rejection_sampling import _prompts, _same_settings, main, settings_of
+from aira.config.compose import compose_config
+from aira.config.record import plain
 from aira.data.sources import read
 from aira.errors import AiraError
 from tests.chat.conftest import exports  # noqa: F401
@@ -184,7 +185,7 @@ def test_torchrun(asked, tmp_path):
     given = asked(tmp_path / "both")
     command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29613"]
     done = subprocess.run(
-        [sys.executable, *command, "-m", "aira.data.rejection_sampling", *given],
+        [sys.executable, *command, "-m", "aira.commands.rejection_sampling", *given],
         cwd=ROOT,
         env={**ENVIRONMENT, "OMP_NUM_THREADS": "1", "AIRA_CACHE": os.environ["AIRA_CACHE"]},
         capture_output=True,

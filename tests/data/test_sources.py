@@ -10,7 +10,8 @@ import shutil
 import pytest
 from datasets import load_dataset
 
-from aira.config import compose_config, plain
+from aira.config.compose import compose_config
+from aira.config.record import plain
 from aira.data import sources
 from aira.data.schemas import BadRow, conversation, mapped_columns, pick
 from aira.data.sources import read

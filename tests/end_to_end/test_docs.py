@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import DATA
 from tests.end_to_end.command import ENVIRONMENT, ROOT
-from tests.test_docs import NOT_RUN, commands
+from tests.test_docs import NOT_RUN, RUN, commands
 
 TINY = [
     "trainer.max_steps=2",
@@ -26,10 +26,10 @@ TINY = [
     "callbacks.samples.max_new_tokens=4",
 ]
 ADDED = {
-    "train.py": TINY,
-    "evaluate.py": ["eval.limit=2"],
-    "aira.data.rejection_sampling": ["n=2", "max_prompts=8", "max_new_tokens=8"],
-    "aira.chat": ["max_new_tokens=8"],
+    "train": TINY,
+    "evaluate": ["eval.limit=2"],
+    "rejection_sampling": ["n=2", "max_prompts=8", "max_new_tokens=8"],
+    "chat": ["max_new_tokens=8"],
 }
 WANTS = {  # what a command names that is not here, and what it is answered
     "experiment=": "could not be loaded|cannot be set up",
@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
     (cwd / "asked.jsonl").write_text(json.dumps({"prompt": "Who are you?"}) + "\n")
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
     (cwd / "unlikelihood.py").write_text(code)
-    assert run_here("python train.py", cwd)[0] == 0
+    assert run_here("aira train", cwd)[0] == 0
     return cwd
 
 
@@ -63,7 +63,7 @@ def run_here(command, cwd):
     """Run a documented command on something tiny; its status, and what it printed."""
     command = re.sub(r"\$\(ls [^)]*-sft-[^)]*\)", "newest-sft", command.replace("$AIRA_DATA", str(DATA)))
     words = shlex.split(command, comments=True)
-    name = next(word for word in words if word in {*ADDED, *NAMES})
+    name = RUN.search(command)[1]
 
     def newest(role=""):
         runs = [file.parent for file in cwd.glob(f"outputs/*/*{role}*/metrics.json")]
@@ -78,7 +78,7 @@ def run_here(command, cwd):
             compared = next(cwd.glob("measured/**/results.json")).parent
             word = word.replace("<evaluation>/<model>", str(compared))
         given.append(re.sub(r"<[^>]*>", "somebody", word))
-    if name == "evaluate.py":
+    if name == "evaluate":
         given = [f"model.path={newest(CHAT)}" if word == "model=smollm2-135m" else word for word in given]
         if "eval=reward" in given:
             given.append(f"model.path={newest('reward')}")
@@ -90,14 +90,15 @@ def run_here(command, cwd):
     given += [] if fixed else ADDED.get(name, [])
     if "outputs/scorer/run" in command and not (cwd / "outputs/scorer/run").exists():
         shutil.copytree(cwd / newest("reward"), cwd / "outputs/scorer/run")  # a benchmark would have made it
-    if name == "aira.pipeline":
+    if name == "pipeline":
         given += ["--"] * ("--" not in given) + TINY
-    if name == "aira.data.rejection_sampling":
+    if name == "rejection_sampling":
         shutil.rmtree(cwd / "own", ignore_errors=True)
     environment = dict(ENVIRONMENT, PYTHONPATH=os.pathsep.join([str(cwd), str(ROOT)]))
-    given = given[1:] if given[0] == "PYTHONPATH=." else given
     if given[0] == "torchrun":
         given = ["python", "-m", "torch.distributed.run", *given[1:]]
+    if given[0] == "aira":
+        given = ["python", "-m", *given]
     given = [str(ROOT / word) if word.endswith(".py") else word for word in given]
     done = subprocess.run(
         [sys.executable, *given[1:]],
@@ -111,9 +112,6 @@ def run_here(command, cwd):
     return done.returncode, done.stdout + done.stderr
 
 
-NAMES = ("aira.reports", "aira.models.push", "aira.pipeline", "aira.chat.demo")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [one for one in commands() if not any(word in one.values[0] for word in NOT_RUN)])
 def test_a_documented_command_runs(command, folder):
@@ -121,7 +119,7 @@ def test_a_documented_command_runs(command, folder):
     if "$AIRA_DATA" in command and not DATA.is_dir():
         pytest.skip("AIRA_DATA is not set and ../shared/data does not exist")
     if "compare=" in command:
-        first = run_here("python evaluate.py model.path=newest-sft eval=sample hydra.run.dir=measured", folder)
+        first = run_here("aira evaluate model.path=newest-sft eval=sample hydra.run.dir=measured", folder)
         assert first[0] == 0, first[1]
     status, printed = run_here(command, folder)
     wanted = next((text for word, text in WANTS.items() if word in f"{command} " and "--cfg" not in command), None)

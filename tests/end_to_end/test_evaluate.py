@@ -10,7 +10,7 @@ import pytest
 import wandb
 from lm_eval.tasks import TaskManager
 
-from aira.config import compose_config
+from aira.config.compose import compose_config
 from aira.errors import AiraError
 from aira.evaluating import evaluate
 from aira.evaluation.measure import _main_figure

@@ -14,7 +14,7 @@ def test_a_new_method(tmp_path):
     """Catches a documented path that does not work, or takes more than 60 lines."""
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(code.splitlines()) <= 60 and "python train.py method=dpo method.module=unlikelihood.Unlikelihood" in text
+    assert len(code.splitlines()) <= 60 and "aira train method=dpo method.module=unlikelihood.Unlikelihood" in text
     (tmp_path / "unlikelihood.py").write_text(code, encoding="utf-8")
     path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     arguments = [*SMALL, "method=dpo", "method.module=unlikelihood.Unlikelihood", "trainer.log_every_n_steps=1"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aira.config import compose_config
+from aira.config.compose import compose_config
 from aira.training import train
 from tests.end_to_end.command import ENVIRONMENT, ROOT, SMALL, run_folder, start
 from tests.end_to_end.test_methods import FEW

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from aira.config import compose_config, options
+from aira.config.compose import compose_config
+from aira.config.conf import options
 from aira.errors import AiraError
 from aira.training import train
 from tests.end_to_end.command import ENVIRONMENT, SMALL, run, run_folder, start

@@ -40,7 +40,7 @@ def test_a_failing_trial_and_two_processes(tmp_path):
     assert list(metrics(tmp_path)) == ["1-gpt2-tiny-sft-en"]
     assert len(list(tmp_path.glob("sweep/*/"))) == 2 and not (tmp_path / "outputs").exists()
     assert "0-gpt2-tiny-sft-en    unfinished  optimizer.lr=1e+30" in printed
-    assert "Best: python train.py optimizer.lr=0.0001" in printed
+    assert "Best: aira train optimizer.lr=0.0001" in printed
     assert "1-gpt2-tiny-sft-en" in (tmp_path / "sweep" / "report.html").read_text()
 
 

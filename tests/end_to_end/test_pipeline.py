@@ -9,9 +9,10 @@ import time
 
 import pytest
 
-from aira.config import compose_config, plain
+from aira.commands.pipeline import stages
+from aira.config.compose import compose_config
+from aira.config.record import plain
 from aira.errors import AiraError
-from aira.pipeline import stages
 from tests.end_to_end.command import ENVIRONMENT, ROOT
 
 
@@ -72,7 +73,7 @@ def test_errors(tmp_path, overrides, shared, message):
 def test_killed_and_gone_on_with(tmp_path):
     """The whole chain, killed in its third stage: what was done is not done again, and the report has all of it."""
     small = ["trainer.max_steps=20", "data.max_examples=64", "trainer.enable_progress_bar=false"]
-    command = [sys.executable, "-m", "aira.pipeline", "output=p", "--", *small]
+    command = [sys.executable, "-m", "aira.commands.pipeline", "output=p", "--", *small]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     first = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
     folder, limit = tmp_path / "p", time.time() + 600

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aira.config import compose_config
+from aira.config.compose import compose_config
 from aira.errors import AiraError
 from aira.training import train
 from tests.end_to_end.command import SMALL, run, run_folder, start

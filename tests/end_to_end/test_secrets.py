@@ -41,8 +41,8 @@ def test_secrets(tmp_path):
     first = f"model.path={runs[0]}/export"
     command(train, *given, "method=dpo", "model=gpt2-tiny", first, "hydra.run.dir=outputs/day/second")
     command(str(ROOT / "evaluate.py"), "models=[outputs/day/*]", "eval.limit=20", "logger=wandb")
-    command("-m", "aira.reports", f"runs={work}/outputs/day", "wandb=true")
-    shown = command("-m", "aira.models.push", f"run={runs[1]}", "repo=somebody/model")
+    command("-m", "aira.commands.report", f"runs={work}/outputs/day", "wandb=true")
+    shown = command("-m", "aira.commands.push", f"run={runs[1]}", "repo=somebody/model")
     assert "Nothing was sent" in shown and "model.safetensors" in shown and "co2_eq_emissions" in shown
 
     secrets = {text.encode() for text in SECRETS.values()}

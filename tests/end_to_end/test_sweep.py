@@ -48,7 +48,7 @@ def test_a_search_is_killed_and_goes_on(tmp_path):
     assert len(first) == 1 and len(found) == 4 and found[0] == first[0] and len(set(found)) == 4
     assert "Trial 2 of 4" in printed and "Trial 1 of 4" not in printed
     best = f"{found.index(min(found)):03}"
-    (command,) = (line for line in printed.splitlines() if line.startswith("Best: python train.py "))
+    (command,) = (line for line in printed.splitlines() if line.startswith("Best: aira train "))
     chosen = json.loads((tmp_path / "search" / best / "trial.json").read_text())
     assert all(text in command for text in chosen if "'" not in text and "{" not in text)
     assert printed.index(f"\n{best}  ") < printed.index("Best:")
@@ -112,4 +112,4 @@ def test_the_table(tmp_path, mode, best):
     lines = table(tmp_path, "val/loss", mode).strip().splitlines()
     assert lines[1].split() == [best, "1" if mode == "min" else "2", f"seed={best}"]
     assert [line.split()[1] for line in lines[3:5]] == ["unfinished"] * 2
-    assert lines[-1] == f"Best: python train.py method=dpo seed={best}"
+    assert lines[-1] == f"Best: aira train method=dpo seed={best}"

@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from aira import environment
-from aira.config import compose_config, plain
+from aira.config.compose import compose_config
+from aira.config.record import plain
 from aira.evaluating import _remembered
 from aira.evaluation.measure import store
 from aira.evaluation.results import Line, Score

@@ -11,18 +11,18 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 
 from aira.chat.pipeline import Chat
-from aira.config import compose_config
-from aira.data.rejection_sampling import _read
+from aira.commands.rejection_sampling import _read
+from aira.config.compose import compose_config
 from aira.errors import AiraError
 from aira.evaluating import evaluate
 from aira.evaluation.harness import PackedLM
 from aira.evaluation.results import compare, write_rows
-from aira.evaluation.scorers import ScoringModel
 from aira.evaluation.statistics import class_figures
 from aira.files import as_json
+from aira.inference.generation import answer
+from aira.inference.scorers import ScoringModel
 from aira.models.backbone import load_model, load_tokenizer
 from aira.models.export import export
-from aira.models.generation import answer
 from tests.evaluation.test_harness import SHAPES, loaded, requests
 
 TINY = "pkg://aira.models/tiny/causal"

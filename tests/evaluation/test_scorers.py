@@ -6,7 +6,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from aira.data.schemas import BadRow
 from aira.errors import AiraError
-from aira.evaluation.scorers import ScoringModel
+from aira.inference.scorers import ScoringModel
 from aira.models.backbone import load_model, load_tokenizer
 from aira.models.export import export
 

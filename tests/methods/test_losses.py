@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from aira.methods import losses
-from aira.methods.losses import cross_entropy, log_probs
+import aira.models.head
+from aira.models.head import cross_entropy, log_probs
 
 
 @pytest.fixture
 def problem(monkeypatch):
     """Hidden states, targets and a head that take several chunks, the last one not full."""
-    monkeypatch.setattr(losses, "CHUNK", 4)
+    monkeypatch.setattr(aira.models.head, "CHUNK", 4)
     torch.manual_seed(0)
     return torch.randn(10, 8, requires_grad=True), torch.randint(0, 20, (10,)), torch.nn.Linear(8, 20)
 
@@ -89,7 +89,7 @@ def test_float16_keeps_gradients_that_the_loss_scaler_saves(problem, function):
 @pytest.mark.parametrize("function", [lambda *a: -log_probs(*a).sum(), lambda *a: cross_entropy(*a)[0]])
 def test_gradients_of_a_half_precision_head_are_added_up_in_float32(monkeypatch, function):
     """Catches a sum over chunks that stands still in bfloat16, as of sharded weights, once it is large."""
-    monkeypatch.setattr(losses, "CHUNK", 4)
+    monkeypatch.setattr(aira.models.head, "CHUNK", 4)
     torch.manual_seed(0)
     head = torch.nn.Linear(8, 20).bfloat16()
     hidden, targets = (

@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from aira.data.trees import Tree, pack
 from aira.errors import AiraError
 from aira.files import locate
-from aira.methods.losses import cross_entropy
 from aira.models.backbone import content, hidden_states, load_config, load_model, load_tokenizer, unwrap
 from aira.models.export import export
+from aira.models.head import cross_entropy
 from aira.models.template import SPECIAL_TOKENS
 from tests.models.conftest import CAUSAL, make
 

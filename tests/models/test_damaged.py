@@ -9,7 +9,7 @@ from aira.chat.pipeline import Chat, language_of
 from aira.data.schemas import BadRow
 from aira.data.tokenize import encode
 from aira.errors import AiraError
-from aira.evaluation.scorers import ScoringModel
+from aira.inference.scorers import ScoringModel
 from aira.models.backbone import end_tokens, load_config, load_model, load_tokenizer
 from aira.models.export import export
 

@@ -22,7 +22,8 @@ from transformers import (
     pipeline,
 )
 
-from aira.config import compose_config, plain
+from aira.config.compose import compose_config
+from aira.config.record import plain
 from aira.data.tokenize import tokenizer_content
 from aira.files import exports
 from aira.models.backbone import content, load_model, load_tokenizer

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from aira.files import locate
+from aira.inference.generation import answer, prompt_ids
 from aira.models.backbone import end_tokens, load_config, load_model, load_tokenizer
 from aira.models.export import export
-from aira.models.generation import answer, prompt_ids
 from tests.models.conftest import CAUSAL, make
 
 TINY = "pkg://aira.models/tiny/causal"

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from aira.data.trees import Tree, pack, pad
-from aira.methods.losses import log_probs
 from aira.models.backbone import hidden_states, keys_and_values
+from aira.models.head import log_probs
 
 
 def tree(prefix, *branches):

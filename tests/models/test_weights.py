@@ -17,8 +17,8 @@ from transformers import (
 
 from aira.data.trees import Tree, pack
 from aira.errors import AiraError
-from aira.evaluation.scorers import ScoringModel
 from aira.files import locate
+from aira.inference.scorers import ScoringModel
 from aira.models.backbone import hidden_states, load_model, load_tokenizer, unwrap
 from aira.models.export import export
 from tests.models.conftest import CAUSAL, ENCODERS, make

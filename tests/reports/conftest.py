@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from aira.config import compose_config, recorded, write_config
+from aira.config.compose import compose_config
+from aira.config.record import recorded, write_config
 
 
 @functools.cache

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from wandb_workspaces.reports.v2 import internal
 
-from aira.config import read_config, write_config
+from aira.commands.report import main
+from aira.config.record import read_config, write_config
 from aira.errors import AiraError
 from aira.files import write_whole
 from aira.reports import plots
-from aira.reports.__main__ import main
 from aira.reports.page import confusion, page
 from aira.reports.runs import differing, find_runs, read_run
 from aira.reports.wandb import report
@@ -88,7 +88,7 @@ def test_a_sweep(make, tmp_path):
     assert [row[0].split()[0] for row in rows] == ["1", "0", "2", "3"] and "(not finished)" in rows[3][0]
     assert [row[head.index("optimizer.lr")] for row in rows] == ["0.0001", "0.001", "1e-05", "1"]
     assert [row[head.index("val/loss")] for row in rows] == ["0.9", "1.2", "1.5", ""]
-    assert "python train.py method=sft optimizer.lr=1e-4" in text
+    assert "aira train method=sft optimizer.lr=1e-4" in text
     assert {"A sweep", "Summary", "Sweep", "Curves", "Cost", "How it was made"} == set(read.headings)
     assert read.plots == 4 and not read.dangerous  # parallel coordinates, two losses, energy
     assert len(re.findall(r'class="number best">0.9<', text)) == 1
@@ -113,7 +113,7 @@ def test_no_winner_where_settings_change_what_a_metric_means(make, tmp_path):
     assert [row[0] for row in found] == ["mid", "high", "low"]
     assert re.findall(r'<td class="[^"]*best[^"]*">([^<]*)</td>', text) == ["0.9"]
     assert "Ordered by val/rewards/accuracies" in text and "val/loss is not compared: method.beta changes" in text
-    assert "python train.py method=dpo method.beta=0.1" in text
+    assert "aira train method=dpo method.beta=0.1" in text
 
     make("tuned", loss=0.1)
     other = make("other", "data.path=elsewhere.jsonl", loss=0.2)

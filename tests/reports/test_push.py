@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from aira.models.push import main
+from aira.commands.push import main
 
 
 @pytest.mark.parametrize(

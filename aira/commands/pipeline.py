@@ -1,8 +1,8 @@
-"""`python -m aira.pipeline`: fine-tuning, scorers, rejection sampling, DPO, evaluation and report in one command.
+"""`aira pipeline`: fine-tuning, scorers, rejection sampling, DPO, evaluation and report in one command.
 
 A stage is one of Aira's commands in a process of its own, with a folder of its own. One whose result is there for the
 same overrides and the same results of the stages before it is not run again; a training run goes on where it stopped.
-What stands behind ` -- ` is for every training run: python -m aira.pipeline pipeline=sample -- trainer=gpu logger=wandb
+What stands behind ` -- ` is for every training run: aira pipeline pipeline=sample -- trainer=gpu logger=wandb
 """
 
 import hashlib
@@ -16,20 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aira.commandline import command
-from aira.config import CONF, compose_config, plain
+from aira.commands.shell import command
+from aira.config.compose import compose_config
+from aira.config.record import plain
 from aira.errors import AiraError, nearest
 from aira.files import check_writable, locked, override, read_json, write_whole
 from aira.folders import LOCK
 from aira.trials import run_process, run_trial
 
-COMMANDS = {
-    "train": [str(CONF.parent / "train.py")],
-    "evaluate": [str(CONF.parent / "evaluate.py")],
-    "rejection_sampling": ["-m", "aira.data.rejection_sampling"],
-    "reports": ["-m", "aira.reports"],
-}
-"""The commands that a stage can be, and what Python runs for each. Their configurations have the same names."""
+COMMANDS = ("train", "evaluate", "rejection_sampling", "report")
+"""The commands that a stage can be: modules of `aira.commands`, whose configurations have the same names."""
 
 
 @dataclass
@@ -99,11 +95,11 @@ def stages(values: dict[str, Any], shared: Sequence[str] = ()) -> list[Stage]:
             overrides.append(f"models=[{models}]")
         # what would be taken from a skipped stage is left out
         overrides = [text for text in overrides if not set(re.findall(r"{(\w+)}", text)) & set(values["skip"])]
-        if settings["command"] != "reports" and not any(text.startswith("experiment=") for text in overrides):
+        if settings["command"] != "report" and not any(text.startswith("experiment=") for text in overrides):
             overrides.append(f"language={values['language']['code']}")
         overrides += shared if settings["command"] == "train" else []
         needed = sorted({before for text in overrides for before in re.findall(r"{(\w+)}", text)} & set(found))
-        needed = needed or list(found) * (settings["command"] == "reports")
+        needed = needed or list(found) * (settings["command"] == "report")
         told = json.dumps([settings["command"], overrides, [found[before].key for before in needed]])
         places = {"output": str(output), **{before: str(stage.folder) for before, stage in found.items()}}
         stage = Stage(
@@ -172,9 +168,9 @@ def run(stage: Stage) -> None:
             # the folder is this stage's: see stage.json
             "evaluate": [override("hydra.run.dir", stage.folder), "overwrite=true"],
             "rejection_sampling": [override("output", stage.folder)],
-            "reports": [override("output", stage.folder / "report.html")],
+            "report": [override("output", stage.folder / "report.html")],
         }
-        command = [sys.executable, *COMMANDS[stage.command], *stage.overrides, *where[stage.command]]
+        command = [sys.executable, "-m", f"aira.commands.{stage.command}", *stage.overrides, *where[stage.command]]
         fine = run_process(command, str(Path.cwd())) == 0
     if not fine:
         raise AiraError(f"The stage {stage.name} failed; the reason stands above. The same command goes on from there.")

@@ -3,7 +3,9 @@
 import functools
 import math
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from aira.errors import AiraError
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "method.loss": (
@@ -157,3 +159,9 @@ NO_FP16 = (
 def range_of(key: str) -> Range | None:
     """What the number of a key may be; None where it is none, or may be any."""
     return next((allowed for pattern, allowed in RANGES.items() if fnmatchcase(key, pattern)), None)
+
+
+def check_choice(key: str, value: Any) -> None:
+    """Refuse a value that is none of a key's choices."""
+    if key in CHOICES and value not in CHOICES[key] and "${" not in str(value):
+        raise AiraError(f"{key}={value}: valid are {', '.join(map(str, CHOICES[key]))}.")

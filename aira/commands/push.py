@@ -1,6 +1,6 @@
-"""`python -m aira.models.push run=outputs/<date>/<run> repo=<user>/<name>`: an export to the hub, once it was shown.
+"""`aira push run=outputs/<date>/<run> repo=<user>/<name>`: an export to the hub, once it was shown.
 
-The card is written anew before, with what evaluate.py found since. Nothing is sent without `push=true`.
+The card is written anew before, with what evaluations found since. Nothing is sent without `push=true`.
 """
 
 import re
@@ -9,8 +9,9 @@ import sys
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from aira.commandline import command
-from aira.config import compose_config, plain
+from aira.commands.shell import command
+from aira.config.compose import compose_config
+from aira.config.record import plain
 from aira.errors import AiraError, reason_of
 from aira.files import run_of_export, write_whole
 

@@ -1,10 +1,11 @@
-"""`python -m aira.reports runs=outputs/<date>/<run>`: a page, and a report of Weights & Biases, on finished runs."""
+"""`aira report runs=outputs/<date>/<run>`: a page, and a report of Weights & Biases, on finished runs."""
 
 import sys
 from pathlib import Path
 
-from aira.commandline import command
-from aira.config import compose_config, plain
+from aira.commands.shell import command
+from aira.config.compose import compose_config
+from aira.config.record import plain
 from aira.errors import AiraError
 from aira.files import check_writable, write_whole
 
@@ -12,10 +13,10 @@ OURS = b'<meta name="generator" content="Aira">'
 """What stands in the head of a page that this command has written."""
 
 
-@command("reports")
+@command("report")
 def main() -> None:
-    """Compose conf/reports.yaml with the command line, and write what it asks for."""
-    values = plain(compose_config("reports", sys.argv[1:]))
+    """Compose conf/report.yaml with the command line, and write what it asks for."""
+    values = plain(compose_config("report", sys.argv[1:]))
     folders = [values["runs"]] if isinstance(values["runs"], str) else values["runs"]
     output = Path(values["output"] or Path(folders[0]) / "report.html")
     if output.exists() and not output.is_file():

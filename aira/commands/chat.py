@@ -1,4 +1,4 @@
-"""`python -m aira.chat`: talk to what was trained.
+"""`aira chat`: talk to what was trained.
 
 In a conversation, /why shows the candidates of the last answer, /reset forgets the conversation, /lang pt changes the
 language, /quit ends. `prompt=… --json` answers one message for a script, `input=… output=…` a file.
@@ -14,8 +14,9 @@ from typing import Any
 from tqdm import tqdm
 
 from aira.chat.load import load
-from aira.commandline import command
-from aira.config import compose_config, plain
+from aira.commands.shell import command
+from aira.config.compose import compose_config
+from aira.config.record import plain
 from aira.errors import AiraError, reason_of
 from aira.files import as_json, check_exists, check_writable, locked
 

@@ -1,4 +1,4 @@
-"""`python -m aira.data.rejection_sampling output=<folder>`: training data from a model's own best and worst answers.
+"""`aira rejection_sampling output=<folder>`: training data from a model's own best and worst answers.
 
 n answers are sampled to each prompt and scored by a reward model. `best/train.parquet` has the best ones (instruction
 data), `pairs/train.parquet` the best and the worst (preference data), for data.path=<folder>/best or /pairs. What is
@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from aira.commandline import command
-from aira.config import compose_config, plain
+from aira.commands.shell import command
+from aira.config.compose import compose_config
+from aira.config.record import plain
 from aira.data.schemas import BadRow, text
 from aira.data.sources import read
 from aira.errors import AiraError
@@ -79,7 +80,7 @@ def sample(chat: Any, prompts: list[str], values: dict[str, Any]) -> None:
     Raises:
         AiraError: the folder holds the parts of another sampling.
     """
-    from aira.models.generation import fits
+    from aira.inference.generation import fits
 
     output, rank, processes = Path(values["output"]), *(int(os.environ.get(k, d)) for k, d in WORLD)
     asked = [text for text in prompts if fits(chat.model, chat.tokenizer, text)]
@@ -189,7 +190,7 @@ def _tables(rows: list[dict[str, Any]], output: Path, min_margin: float) -> None
     print(
         f"{len(rows)} prompts, {len(answers)} answers of mean reward {mean:.3f}; {len(best)} best ones of mean "
         f"{mean_best:.3f} in {output / 'best'}; {len(pairs)} pairs in {output / 'pairs'}\n"
-        f"Next: python train.py method=dpo data.path={output / 'pairs'} model.path=<the chat model>"
+        f"Next: aira train method=dpo data.path={output / 'pairs'} model.path=<the chat model>"
     )
 
 

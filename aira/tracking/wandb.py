@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from aira.environment import environment
 from aira.files import content_hash, run_of_export, without_home
-from aira.login import online
+from aira.tracking.login import online
 
 CONNECTING = 30
 """Seconds until Weights & Biases is taken to be out of reach."""

@@ -17,99 +17,22 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ValueType
 from omegaconf import DictConfig
 
-from aira.config import (
-    compose_config,
-    composed_folder,
-    conf_file,
-    notices,
-    parse_override,
-    plain,
-    read_config,
-    recorded,
-)
+from aira.commands.resume import begun, resume, scheduled
+from aira.config.compose import compose_config, composed_folder
+from aira.config.conf import CONFIG_DIR, conf_file, hiding
+from aira.config.overrides import parse_override
+from aira.config.record import plain, read_config, recorded
+from aira.config.spaces import examples
+from aira.config.values import notices
 from aira.errors import AiraError, Stopped, reason_of
 from aira.files import (
     check_exists,
     check_writable,
-    damage,
-    newest_first,
     no_room,
     override,
-    read_json,
     throw_away,
-    typed,
 )
 from aira.folders import LOCK, claim, identity, starts_the_run
-from aira.sweeps import examples
-
-
-def _scheduled() -> int:
-    """How many processes torchrun or srun has started for the run."""
-    started = "RANK" in os.environ or "SLURM_PROCID" in os.environ
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) if started else 1
-
-
-def _broken(checkpoint: Path, trainer: dict[str, Any]) -> str | None:
-    """Why a run cannot go on from a file, of which the first process reads all; a finished run has no need of it."""
-    return None if _finished(run_of(checkpoint), trainer) else damage(checkpoint, sums=starts_the_run())
-
-
-def _refused(checkpoint: Path, broken: str) -> AiraError:
-    """The error for a file that is named, or that the other processes take."""
-    before = checkpoint.with_name("previous.ckpt")
-    whole = before != checkpoint and before.is_file() and not damage(before, sums=starts_the_run())
-    offer = f"The one before it is whole: {typed('ckpt_path', before)}." if whole else "No whole one stands beside it."
-    return AiraError(f"ckpt_path={checkpoint}: {broken}. {offer}")
-
-
-def find_last(values: dict[str, Any]) -> Path:
-    """The newest whole checkpoint of a run with this configuration, as it is written down, below `output_dir`.
-
-    Of several processes that look for it by themselves, only the first reads it. So all come to the same file, or the
-    first one ends the run.
-
-    Raises:
-        AiraError: there is none; the message lists other runs, and in what the most similar differ. Or its bytes have
-            changed, and there are other processes, which would go on from it.
-    """
-    wanted = identity(values)
-    others: list[tuple[int, str]] = []
-    files = newest_first(values["output_dir"], "*/*/checkpoints/*.ckpt")
-    for checkpoint in (file for file in files if file.stem in ("last", "previous")):
-        try:
-            there = identity(read_config(run_of(checkpoint)))
-        except AiraError as error:
-            print(f"Notice: {checkpoint} is passed over: {error}", file=sys.stderr)
-            continue
-        differing = [
-            f"{key}={there.get(key)} there, {wanted.get(key)} here"
-            for key in dict.fromkeys([*wanted, *there])
-            if wanted.get(key) != there.get(key)
-        ]
-        if not differing:
-            broken = _broken(checkpoint, values["trainer"])
-            if not broken:
-                return checkpoint
-            if _scheduled() > 1 and not damage(checkpoint, sums=False):
-                raise _refused(checkpoint, broken)
-            if starts_the_run():
-                print(f"Notice: {checkpoint} is passed over: {broken}.", file=sys.stderr)
-            continue
-        if checkpoint.stem == "previous" and checkpoint.with_name("last.ckpt").exists():
-            continue
-        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
-        others.append((len(differing), f"\n  {typed('ckpt_path', checkpoint)}\n    {'; '.join(differing[:3])}{more}"))
-    others.sort(key=lambda other: other[0])
-    nearest_runs = f"Other runs, the most similar first:{''.join(told for _, told in others[:5])}"
-    raise AiraError(
-        f"ckpt_path=last: no run below {values['output_dir']}/ has this configuration and a checkpoint. "
-        f"{nearest_runs if others else 'There is no other run: leave ckpt_path out to start one.'}"
-    )
-
-
-def run_of(checkpoint: Path) -> Path:
-    """The folder of the run that wrote a checkpoint."""
-    return checkpoint.resolve().parent.parent
 
 
 def check(config_name: str) -> None:
@@ -119,6 +42,10 @@ def check(config_name: str) -> None:
     message where something is wrong.
     """
     _replace_what_cannot_be_shown()
+    try:
+        _take_config_dir()
+    except AiraError as error:
+        fail(error)
     arguments = get_args_parser().parse_args()
     if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.config_name or arguments.info:
         return
@@ -159,10 +86,10 @@ def check(config_name: str) -> None:
                     print(f"Notice: {notice}", file=sys.stderr)
         if config_name == "train" and not arguments.cfg:
             _check_one_folder(arguments.overrides)
-            values["ckpt_path"] = _begun(arguments.overrides) or values["ckpt_path"]
+            values["ckpt_path"] = begun(arguments.overrides) or values["ckpt_path"]
         own = None
         if not arguments.multirun and values.get("ckpt_path") and not arguments.cfg:
-            own = _go_on(values, recorded(cfg))
+            own = resume(values, recorded(cfg))
         if starts_the_run() and not arguments.cfg:
             _claim(config_name, arguments.overrides, recorded(cfg), own, arguments.multirun)
     except AiraError as error:
@@ -176,28 +103,30 @@ def _replace_what_cannot_be_shown() -> None:
             stream.reconfigure(errors="replace")
 
 
+def _take_config_dir() -> None:
+    """Look for groups and options in the folder of --config-dir first, in the processes of this command, too."""
+    for i, argument in enumerate(sys.argv):
+        name, _, folder = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            folder = folder or "".join(sys.argv[i + 1 : i + 2])
+            if not Path(folder).is_dir() or not folder:
+                raise AiraError(f"--config-dir={folder}: there is no such folder.")
+            os.environ[CONFIG_DIR] = str(Path(folder).resolve())
+            del sys.argv[i : i + 1 + ("=" not in argument)]
+            break
+    mine = [str(file) for file in hiding()]
+    if mine and starts_the_run():
+        print(f"Notice: taken in place of Aira's own of the same name: {', '.join(mine)}.", file=sys.stderr)
+
+
 def _check_one_folder(overrides: list[str]) -> None:
     """Processes that a scheduler has started compose each for itself, and would each take a folder by its own clock."""
-    processes = _scheduled()
+    processes = scheduled()
     if processes > 1 and not any(text.startswith("hydra.run.dir=") for text in overrides):
         raise AiraError(
             f"{processes} processes were started, and each would write into a folder of its own. Name one for all of "
             "them: hydra.run.dir=outputs/<a folder>/<a name>."
         )
-
-
-def _begun(overrides: list[str]) -> str | None:
-    """The checkpoint that a run goes on from where torchrun or SLURM has started it again; None where it is new."""
-    again = any(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-    folders = [text.partition("=")[2] for text in overrides if text.startswith("hydra.run.dir=")]
-    if not again or not folders:
-        return None
-    last = Path(str(parse_override(f"dir={folders[-1]}").value())) / "checkpoints" / "last.ckpt"
-    if not last.is_file():
-        return None
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "0":
-        print(f"Notice: this run was started again, and goes on from {last}.", file=sys.stderr)
-    return str(last)
 
 
 def _claim(config_name: str, overrides: list[str], values: dict[str, Any], own: Path | None, many: bool) -> None:
@@ -224,47 +153,6 @@ def _paths(values: dict[str, Any]) -> list[tuple[str, str]]:
         *(("data.exclude", file) for file in data.get("exclude", ())),
     ]
     return [(key, path) for key, path in given if path]
-
-
-def _go_on(values: dict[str, Any], written: dict[str, Any]) -> Path:
-    """Make the command line name the checkpoint file, and the folder of the run that it belongs to, which is returned.
-
-    Args:
-        values: the configuration.
-        written: the same, as a run writes it down.
-    """
-    if values["ckpt_path"] == "last":
-        checkpoint = find_last(written)
-    else:
-        checkpoint = Path(values["ckpt_path"])
-        if not checkpoint.is_file():
-            raise AiraError(
-                f"ckpt_path={checkpoint}: there is no such file. `ckpt_path=last` looks for the newest run."
-            )
-        broken = _broken(checkpoint, values["trainer"])
-        if broken:
-            raise _refused(checkpoint, broken)
-    run = run_of(checkpoint)
-    steps = _finished(run, values["trainer"])
-    if steps:
-        print(
-            f"{run} is finished, after {steps} steps: nothing is left to do. Its figures are in metrics.json, its "
-            f"model is in export/. To train it for longer, raise trainer.max_steps or max_epochs, with "
-            f"{typed('ckpt_path', checkpoint)}."
-        )
-        sys.exit(0)
-    sys.argv = [arg for arg in sys.argv if not arg.startswith("ckpt_path=")]
-    sys.argv.append(override("ckpt_path", checkpoint.resolve()))
-    if (run / ".hydra").is_dir() and not any(arg.startswith("hydra.run.dir=") for arg in sys.argv):
-        sys.argv.append(override("hydra.run.dir", run))
-    return run
-
-
-def _finished(run: Path, trainer: dict[str, Any]) -> int:
-    """The steps of a run that has come to its end, or 0."""
-    metrics = read_json(run / "metrics.json") or {}
-    limit = ("steps", "max_steps") if trainer["max_steps"] > 0 else ("epochs", "max_epochs")
-    return int(metrics.get("steps", 0)) if metrics.get(limit[0], 0) >= trainer[limit[1]] else 0
 
 
 def fail(error: AiraError, debug: bool = False) -> None:
@@ -310,6 +198,7 @@ def command(config_name: str) -> Callable[[Callable[[], None]], Callable[[], Non
         def wrapped() -> None:
             _replace_what_cannot_be_shown()
             try:
+                _take_config_dir()
                 if {"-h", "--help"} & set(sys.argv[1:]):
                     told = sys.modules[run.__module__].__doc__
                     print(f"{told}\n{conf_file(config_name).read_text(encoding='utf-8')}")

@@ -1,0 +1,1 @@
+"""What a user can start, one file each."""

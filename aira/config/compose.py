@@ -1,0 +1,81 @@
+"""Composing a configuration; no torch is imported here.
+
+A wrong name or value is answered within a second, with the nearest valid one.
+"""
+
+import inspect
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from aira.config.conf import CONF, groups, search_in_users_folders
+from aira.config.overrides import check_key, check_option, parse_override
+from aira.config.record import plain
+from aira.config.values import check_recipe, check_values
+from aira.errors import AiraError, reason_of
+
+
+def build(settings: dict[str, Any], **available: Any) -> Any:
+    """Instantiate a part, giving it those of a run's objects that it asks for."""
+    partial = instantiate(settings, _partial_=True)
+    wanted = inspect.signature(partial.func).parameters
+    return partial(**{name: value for name, value in available.items() if name in wanted})
+
+
+def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
+    """Compose `conf/<config_name>.yaml` as the command line does, for use from Python.
+
+    Raises:
+        AiraError: a group, option, key or value is wrong; the message names the nearest valid one.
+    """
+    search_in_users_folders()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        parsed = [parse_override(override) for override in overrides]
+        is_group = [override.key_or_group in groups() or "hydra/" in override.key_or_group for override in parsed]
+        for override, group in zip(parsed, is_group, strict=True):
+            if group:
+                check_option(override, config_name)
+        try:
+            chosen = [text for text, group in zip(overrides, is_group, strict=True) if group]
+            defaults = compose(config_name, chosen, return_hydra_config=True)
+            for override, group in zip(parsed, is_group, strict=True):
+                if not group:
+                    check_key(override, defaults, config_name)
+            cfg = compose(config_name, overrides)
+            values = plain(cfg)
+            recipe = defaults.hydra.runtime.choices.get("experiment")
+        except (HydraException, OmegaConfBaseException) as error:
+            raise AiraError(_source_missing(error, locals().get("cfg"))) from error
+    if recipe:
+        check_recipe(recipe, values)
+    check_values(values)
+    return cfg
+
+
+def composed_folder(config_name: str, overrides: list[str], key: str) -> str:
+    """What a key of Hydra's, such as `hydra.run.dir`, comes to."""
+    search_in_users_folders()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return str(OmegaConf.select(compose(config_name, overrides, return_hydra_config=True), key))
+
+
+def _source_missing(error: Exception, cfg: DictConfig | None) -> str:
+    """Say it plainly where the data group has nothing for the method's kind of data in the language."""
+    if cfg is not None and "sources" in str(error):
+        sources: Any = OmegaConf.to_container(cfg.data.sources, resolve=False)
+        kind, language = cfg.method.kind, cfg.language.code
+        has = [f"{name} ({', '.join(by_language)})" for name, by_language in sources.items()]
+        return (
+            f"data={cfg.data.name} has no {kind} data for language={language}, which method={cfg.method.name} needs. "
+            f"It has: {'; '.join(has)}. Choose another data group, or give a file with data.path=."
+        )
+    if "hydra/launcher" in str(error) or "hydra/sweeper" in str(error):
+        return f"{reason_of(error)}: pip install -e '.[cluster]' brings joblib and submitit_slurm."
+    cause: BaseException | None = error
+    while cause is not None and not str(cause).strip():
+        cause = cause.__cause__
+    return reason_of(cause or error)

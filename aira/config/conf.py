@@ -1,0 +1,98 @@
+"""Where configuration files stand: the user's own folders, and Aira's `conf/`."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
+
+PACKAGE = Path(__file__).resolve().parent.parent
+CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+"""Aira's own: in the package where it was installed, beside it in a clone."""
+
+CONFIG_DIR = "AIRA_CONFIG_DIR"
+"""The variable of the environment that has the folder of --config-dir, for the processes of a run, too."""
+
+
+def conf_dirs() -> list[Path]:
+    """The folders in which a file is looked for, the first one that has it wins: --config-dir, ./conf, Aira's own."""
+    own = [Path(os.environ[CONFIG_DIR])] if os.environ.get(CONFIG_DIR) else []
+    here = Path("conf").resolve()
+    return list(dict.fromkeys([*own, *([here] if here.is_dir() else []), CONF]))
+
+
+class _UsersFolders(SearchPathPlugin):
+    """Lets Hydra look into the user's folders first."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Called by Hydra before it composes."""
+        for folder in reversed(conf_dirs()[:-1]):
+            search_path.prepend("user", f"file://{folder}")
+
+
+def search_in_users_folders() -> None:
+    """Have Hydra find the user's files from now on."""
+    Plugins.instance().register(_UsersFolders)
+
+
+def conf_file(name: str) -> Path:
+    """The file of a command or an option, such as `train` or `model/gpt2-tiny`.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for folder in conf_dirs():
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise FileNotFoundError(f"{name}.yaml is in none of {', '.join(map(str, conf_dirs()))}")
+
+
+def hiding() -> list[Path]:
+    """The user's files that are taken in place of Aira's of the same name."""
+    return [
+        file
+        for folder in conf_dirs()[:-1]
+        for file in sorted(folder.rglob("*.yaml"))
+        if (CONF / file.relative_to(folder)).is_file()
+    ]
+
+
+def options(group: str) -> list[str]:
+    """The choices of a configuration group, such as `model`."""
+    return sorted(
+        {file.stem for folder in conf_dirs() for file in (folder / group).glob("*.yaml") if file.stem[:1] != "_"}
+    )
+
+
+def groups() -> list[str]:
+    """The configuration groups: the folders of conf/."""
+    return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+
+
+def own_groups(config_name: str) -> list[str]:
+    """The groups that a command chooses from."""
+    primary: Any = OmegaConf.load(conf_file(config_name))
+    entries = [entry for entry in primary.get("defaults", []) if entry != "_self_"]
+    return [str(name).removeprefix("optional ") for entry in entries for name in entry]
+
+
+def chosen_by(recipe: str) -> dict[str, str]:
+    """The options that a recipe, a file in conf/experiment, chooses of other groups."""
+    content: Any = OmegaConf.load(conf_file(f"experiment/{recipe}"))
+    pairs = [pair for entry in content["defaults"] if not isinstance(entry, str) for pair in entry.items()]
+    return {group.removeprefix("override /"): option for group, option in pairs}
+
+
+def own_keys(method: str) -> set[str]:
+    """The keys that a method's file has beyond those of every method."""
+    shared, own = (set(OmegaConf.load(conf_file(f"method/{name}"))) for name in ("_base", method))
+    return {str(key) for key in own - shared - {"defaults"}}
+
+
+def role_of(model: str) -> str:
+    """`causal` or `encoder`, as the file of a model says."""
+    content: Any = OmegaConf.load(conf_file(f"model/{model}"))
+    return str(content.get("role", "causal"))

@@ -1,0 +1,1 @@
+"""Answers and scores of a model that is there."""

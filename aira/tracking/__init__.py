@@ -1,0 +1,1 @@
+"""Where a run tells its figures to: CSV, TensorBoard, Weights & Biases."""
