@@ -214,7 +214,7 @@ def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
                     f"{place}: a row is one line here. A list, or one object, of several lines is a .json file."
                 )
             value = _parsed(place, line.strip().lstrip("\ufeff"))  # of files that were put one behind another
-            _check_row(place, value, escapes=bool(SURROGATE.search(line)))
+            _check_row(place, value, *_doubts(line))
             yield place, value
 
 
@@ -239,15 +239,20 @@ def _unwrapped(file: Path) -> list[Any]:
             )
         value = value["data"]
     rows = value if isinstance(value, list) else [value]
-    escapes = bool(SURROGATE.search(text))
+    doubts = _doubts(text)
     for i, row in enumerate(rows, start=1):
-        _check_row(f"{file}, row {i}", row, escapes)
+        _check_row(f"{file}, row {i}", row, *doubts)
     return rows
 
 
-def _check_row(place: str, row: Any, escapes: bool) -> None:
-    """Whether a table can hold a row: lists and objects in one another, and texts that escapes of halves may be in."""
-    level: list[Any] = [[row]]
+def _doubts(text: str) -> tuple[bool, bool]:
+    """Whether rows of a text of JSON may be nested too deep, and whether halves of characters may stand in them."""
+    return text.count("[") + text.count("{") > DEEPEST, bool(SURROGATE.search(text))
+
+
+def _check_row(place: str, row: Any, deep: bool, escapes: bool) -> None:
+    """Whether a table can hold a row: how nested it is where `deep`, and its texts where `escapes`."""
+    level: list[Any] = [[row]] if deep else [[]]
     for _ in range(DEEPEST + 1):
         parts = (part for one in level for part in (one.values() if isinstance(one, dict) else one))
         level = [part for part in parts if isinstance(part, dict | list)]
