@@ -40,6 +40,9 @@ BOMS = re.compile(rb"\A(?:\xef\xbb\xbf)+")
 DEEPEST = 50
 """Lists and objects in one another; an Arrow table holds 63."""
 
+BEFORE = re.compile(r"\A[\s\ufeff]+")
+"""What may stand before a row: spaces, and a mark of byte order where files were put one behind another."""
+
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -213,7 +216,7 @@ def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
                 raise AiraError(
                     f"{place}: a row is one line here. A list, or one object, of several lines is a .json file."
                 )
-            value = _parsed(place, line.strip().lstrip("\ufeff"))  # of files that were put one behind another
+            value = _parsed(place, BEFORE.sub(lambda found: " " * len(found[0]), line.rstrip()))
             _check_row(place, value, *_doubts(line))
             yield place, value
 
@@ -229,8 +232,8 @@ def _by_line(file: Path) -> bool:
 
 def _unwrapped(file: Path) -> list[Any]:
     """The rows of a .json file that is one list, an object with a list `data`, or one row."""
-    text = "".join(_lines(file)).strip()
-    value = _parsed(str(file), text, whole=True) if text else []
+    text = "".join(_lines(file))
+    value = _parsed(str(file), text, whole=True) if text.strip() else []
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         others = [name for name, part in value.items() if name != "data" and isinstance(part, list | dict)]
         if others:

@@ -65,7 +65,10 @@ def pick(row: Row, column: str | list[str]) -> Any:
 
 
 def _blank(value: Any) -> bool:
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
+    """Whether it is nothing, or a text in which nothing is seen."""
+    if isinstance(value, str):
+        return all(sign.isspace() or unicodedata.category(sign) == "Cf" or _UNSEEN.match(sign) for sign in value)
+    return value is None or bool(value != value)
 
 
 def text(row: Row, name: str) -> str:
@@ -101,7 +104,7 @@ def messages(turns: Any) -> list[Message]:
         content = turn.get("value") if turn.get("content") in (None, "") else turn["content"]
         if not isinstance(role, str) or role not in ROLES:
             raise BadRow(f"unknown role {short(role)} (known: {', '.join(ROLES)})")
-        if content is None or (isinstance(content, str) and not content.strip()):
+        if _blank(content):
             raise BadRow("an empty turn")
         if not isinstance(content, str):
             raise BadRow(f"a turn is no text but {type(content).__name__}")
@@ -268,11 +271,11 @@ def _unlabelled(value: Any) -> bool:
 
 
 def _text_of(value: Any) -> str:
-    return str(value).strip().lower()
+    return unicodedata.normalize("NFC", str(value).strip().casefold())
 
 
 def _class_name(value: Any) -> str:
-    """A label as it is compared: as text, in lower case; a whole number as one, so that 1.0 is 1, and -0 is 0."""
+    """A label as it is compared: as text, without letter case; a whole number as one, so that 1.0 is 1, and -0 is 0."""
     name = _text_of(value)
     with contextlib.suppress(ValueError, OverflowError):
         number = float(name)
@@ -283,7 +286,11 @@ def _class_name(value: Any) -> str:
 def class_names(labels: Mapping[Any, int | None] | None) -> dict[str, int | None]:
     """The user's names of classes as they are compared; a number also as it is written, so that 00 may be no 0."""
     given = labels or {}
-    return {_class_name(name): given[name] for name in given} | {_text_of(name): given[name] for name in given}
+    classes: dict[str, int | None] = {}
+    for name, cls in given.items():
+        if classes.setdefault(_text_of(name), cls) != cls:
+            raise AiraError(f"data.labels={dict(given)}: {name} has two classes, for letter case makes no other name.")
+    return {_class_name(name): given[name] for name in given} | classes
 
 
 def named_classes(features: Mapping[str, Any] | None) -> dict[str, list[str]]:

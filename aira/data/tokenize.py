@@ -54,7 +54,7 @@ FEATURES = Features(
 )
 
 
-ENCODER = 5
+ENCODER = 6
 """The version of how rows become tokens and keys; what changes them counts it up, or kept tables would be stale."""
 
 LONGEST = 10_000

@@ -203,6 +203,9 @@ def test_forms_of_pairs(form):
         ({"prompt": "q", "chosen": "", "rejected": "a"}, "empty response"),
         ({"prompt": "q", "chosen": "a", "rejected": None}, "empty response"),
         ({"prompt": " ", "chosen": "a", "rejected": "b"}, "empty prompt"),
+        ({"prompt": "\u200b\ufeff", "chosen": "a", "rejected": "b"}, "empty prompt"),
+        ({"prompt": "p", "chosen": "\0 \u00ad", "rejected": "b"}, "empty response"),
+        ({"prompt": "p", "chosen": "\u3164\ufe0f\n", "rejected": "b"}, "empty response"),
         ({"chosen": turns("q", "a"), "rejected": turns("p", "b")}, "different prompts"),
         ({"prompt": "p", "chosen": turns("q", "a"), "rejected": turns("q", "b")}, "another prompt than the row's"),
         ({"prompt": "p", "chosen": turns("q", "a"), "rejected": "b"}, "another prompt than the row's"),
@@ -271,6 +274,17 @@ def test_labels_of_a_user(write, load):
     assert {example.conversations[0][0]["content"]: example.labels[0] for example in every(made)} == {
         f"t{i}": 1 - i % 2 for i in range(6)
     }
+
+
+def test_names_of_labels_in_other_forms():
+    """Catches a name that is not known in another form of its characters, and one that is given two classes."""
+    given = class_names({"n\u00e3o": 0, "STRASSE": 1, "\u0130\u0307": 1})
+    for cell, expected in {"Na\u0303o": 0, " N\u00c3O\n": 0, "stra\u00dfe": 1}.items():
+        assert label(cell, LABELS | given) == expected, cell
+    for twice in ({"OFF": 1, "off": 0}, {"a\u0303": 1, "\u00e3": None}, {" x": 0, "x ": 1}):
+        with pytest.raises(AiraError, match="has two classes"):
+            class_names(twice)
+    assert class_names({"OFF": 1, "off": 1, "1": 1, "1.0": 0}) == {"off": 1, "1": 1, "1.0": 0}
 
 
 def test_labels_that_are_turned_round(write, load):

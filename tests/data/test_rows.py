@@ -256,6 +256,8 @@ REFUSED = {
         '{"b": "\\ud800", "a": ' + "[" * 700 + "]" * 700 + "}\n",
         ["row 1", "nested too deep"],
     ),
+    "not JSON behind blank lines": ("a.json", '\n\r\n\n[{"a": 1}\n {"a": 2}]', ["not JSON", "line 5, column 2"]),
+    "not JSON behind spaces": ("a.jsonl", ' \t \ufeff {"a": x}\n', ["row 1", "not JSON", "column 12"]),
     "nested too deep": ("a.jsonl", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}\n", ["row 1", "nested too deep"]),
     "a number of too many digits": ("a.jsonl", '{"a": ' + "1" * 5000 + "}\n", ["row 1", "digits"]),
     "compressed and cut": ("a.jsonl.gz", gzip.compress(lines(*[A] * 999).encode())[:-20], ["damaged or cut"]),

@@ -225,6 +225,8 @@ def test_conversations_of_both_dialects(write, module, names):
         ([{"role": "user", "content": 0}, {"role": "assistant", "content": "b"}], "a turn is no text but int"),
         ([{"role": "user", "content": False}, {"role": "assistant", "content": "b"}], "a turn is no text but bool"),
         ([{"role": "user", "content": []}, {"role": "assistant", "content": "b"}], "a turn is no text but list"),
+        ([{"role": "user", "content": "\u200b"}, {"role": "assistant", "content": "b"}], "an empty turn"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "\u2060 \x7f"}], "an empty turn"),
         ([{"role": ["user"], "content": "a"}], "unknown role"),
         ({"role": "user", "content": "a"}, "conversations is no list of turns but dict"),
         (5, "conversations is no list of turns but int"),
