@@ -207,6 +207,11 @@ class DataModule(pl.LightningDataModule):
                     f"also stands in {split}, so what is measured there is no measure of new ones."
                 )
         else:
+            if validation_split not in (split, "validation"):
+                self.said.append(
+                    f"{path} has no split '{validation_split}' for data.validation_split. It has: "
+                    f"{', '.join(source.splits)}. A part of {split} is held out."
+                )
             held = self._held_out(validation_fraction)
             self.train, self.validation = self.train.part(np.flatnonzero(~held)), self.train.part(np.flatnonzero(held))
         parts = [part.prompts.tobytes() + part.index.tobytes() for part in (self.train, self.validation)]
@@ -262,7 +267,7 @@ class DataModule(pl.LightningDataModule):
             group = np.arange(count)
         sizes = np.bincount(group)
         order = np.random.default_rng(self.seed).permutation(len(sizes))
-        chosen = order[np.cumsum(sizes[order]) <= max(1, round(fraction * count))]
+        chosen = order[:-1][np.cumsum(sizes[order[:-1]]) <= max(1, round(fraction * count))]  # one is left to train on
         return np.isin(group, chosen if len(chosen) else [np.argmin(sizes)])
 
     def _forbidden(self, files: Sequence[str], cache_dir: str) -> np.ndarray:

@@ -400,6 +400,23 @@ def test_a_validation_split_with_training_rows_is_told(load, tmp_path):
     assert "also stands in" not in str(load(f"data.path={tmp_path}", validation_split="test").said)
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+def test_something_is_left_to_train_on(write, load, count):
+    """Catches a training split that is empty since a large part of few rows is held out."""
+    rows = [{"prompt": f"q{i}", "completion": "a"} for i in range(count)]
+    made = load(f"data.path={write('a.jsonl', rows)}", validation_fraction=0.99)
+    assert (len(made.train), len(made.validation)) == (1, count - 1)
+
+
+def test_a_validation_split_that_is_not_there_is_told(load, write, tmp_path):
+    """Catches a name that is passed over without a word: the rows are in a file that another split is read from."""
+    for name in ("train", "dev"):
+        write(f"{name}.jsonl", [{"prompt": f"{name} {i}", "completion": "a"} for i in range(4)])
+    for split, told in {"dev": True, "tset": True, "validation": False}.items():
+        said = str(load(f"data.path={tmp_path}/files", validation_split=split).said)
+        assert (f"has no split '{split}' for data.validation_split. It has: train, validation." in said) == told
+
+
 def test_held_out_rows_share_no_prompt(write, load):
     """Catches a prompt that is trained on and asked again in validation."""
     rows = [{"prompt": f"Q{i % 10}{' ' * (i % 3)}?", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(40)]
