@@ -93,7 +93,7 @@ def claim(folder: Path, values: dict[str, Any], *, named: bool, own: bool = Fals
                 number += 1
                 folder = folder.with_name(f"{name}-{number}")
         _held.append(locked(folder / LOCK, folder))
-    if values.get("overwrite") and not own:
+    if values.get("overwrite") and not own and (folder / ".hydra").is_dir():
         _clear(folder)
     return folder
 
@@ -134,7 +134,8 @@ def _differing(folder: Path, values: dict[str, Any]) -> list[str]:
 
 def _clear(folder: Path) -> None:
     """Delete what a run or an evaluation has written, and nothing else."""
-    measured = [file.parent.name for file in folder.glob("*/results.json")]
+    models = (file.parent for file in folder.glob("*/results.json"))
+    measured = [model.name for model in models if {file.name for file in model.iterdir()} <= {"results.json", "rows"}]
     for path in (folder / name for name in (*WRITTEN, *measured)):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -15,8 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from aira.config.record import plain
-from aira.config.spaces import Space, listed, parsed
-from aira.errors import AiraError
+from aira.config.spaces import Space, chosen_as, listed, parsed
+from aira.errors import AiraError, reason_of
 from aira.files import read_json, read_text, write_whole
 from aira.ranking import blurred_by
 from aira.tracking.login import online
@@ -72,7 +72,7 @@ def optuna(
     from optuna.storages.journal import JournalFileBackend
 
     library.logging.set_verbosity(library.logging.WARNING)
-    search = {"overrides": overrides, "space": dict(space), "metric": metric}
+    search = {"overrides": overrides, "space": dict(space), "metric": metric, "mode": mode}
     if prune and "logger=none" in overrides:
         raise AiraError(
             "sweep.prune=true reads the trials' logs, and logger=none writes none: set one of them otherwise."
@@ -92,6 +92,7 @@ def optuna(
             f"Another process runs the search in {folder}. Wait for it, or name another folder: hydra.run.dir=<folder>."
         ) from error
     with lock:
+        _check_study(folder / "study.log")
         storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
         study = library.create_study(
             study_name="aira",
@@ -112,7 +113,7 @@ def optuna(
                 trial = library.trial.Trial(study, storage.get_trial_id_from_study_id_trial_number(*known))
             else:
                 trial = study.ask(distributions)
-            chosen = [f"{key}={value}" for key, value in trial.params.items()]
+            chosen = [chosen_as(key, value) for key, value in trial.params.items()]
             print(f"\nTrial {trial.number + 1} of {trials}: {' '.join(chosen)}", flush=True)
             run = folder / f"{trial.number:03}"
             watch = _Watch(trial, run, metric) if prune else None
@@ -137,6 +138,26 @@ def _check_metric(metric: str, space: Space) -> None:
             f"sweep.metric={metric}: {' and '.join(blurred)}, which sweep.space varies, changes what it means, so its "
             "best value would be no winner. For DPO, sweep.metric=val/rewards/accuracies sweep.mode=max compares."
         )
+
+
+def _check_study(log: Path) -> None:
+    """Leave out the end of a study's log that a kill or a full disk cut off; to it, Optuna would add.
+
+    Raises:
+        AiraError: it is damaged.
+    """
+    try:
+        whole, _, cut = log.read_bytes().rpartition(b"\n") if log.exists() else (b"", b"", b"")
+        if not all(isinstance(json.loads(line), dict) for line in whole.splitlines()):
+            raise ValueError("it holds other than Optuna's records")
+    except (OSError, ValueError, RecursionError) as error:
+        raise AiraError(
+            f"{log} is damaged, or no log of a search: {reason_of(error)}. Take it away to search anew in this "
+            "folder, or name another: hydra.run.dir=<folder>."
+        ) from error
+    if cut:
+        print(f"Notice: the last record of {log} is passed over, since it was cut off.", file=sys.stderr)
+        write_whole(log, whole + b"\n" * bool(whole))
 
 
 def _check_same(file: Path, search: dict[str, Any]) -> None:
@@ -201,7 +222,8 @@ def wandb(
 
         print(f"Start as many agents as you like, in this folder: wandb agent {client.sweep(spec, project=project)}")
     else:
-        print(f"There is no login to Weights & Biases. With one: wandb sweep --project {project} {file}")
+        typed = shlex.join(["wandb", "sweep", "--project", project, str(file)])
+        print(f"There is no login to Weights & Biases. With one: {typed}")
 
 
 def trials_of(folder: Path, metric: str) -> list[tuple[str, list[str], float | None]]:
@@ -209,7 +231,7 @@ def trials_of(folder: Path, metric: str) -> list[tuple[str, list[str], float | N
     found = []
     for file in sorted(folder.glob(f"*/{TRIAL}")):
         overrides = read_json(file, list)
-        if overrides is not None:
+        if overrides is not None and all(isinstance(text, str) for text in overrides):
             found.append((file.parent.name, overrides, final(file.parent, metric)))
     return found
 
@@ -230,7 +252,8 @@ def table(folder: Path, metric: str, mode: str) -> str:
     if blurred:
         lines.append(f"\nNot ranked: {' and '.join(blurred)} changes what {metric} means.")
     elif trials and trials[0][2] is not None:
-        lines.append(f"\nBest: aira train {shlex.join(trials[0][1])}")
+        equal = sum(value == trials[0][2] for *_, value in trials) - 1
+        lines.append(f"\nBest{f' (as {equal} others)' * (equal > 0)}: aira train {shlex.join(trials[0][1])}")
     return "\n".join(lines)
 
 

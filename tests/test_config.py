@@ -636,6 +636,37 @@ def test_find_last(tmp_path, runs):
     assert find_last(values("method=dpo", where)) == pairs
 
 
+def test_last_of_a_folder_that_is_named(tmp_path, runs):
+    """Catches advice to go on with ckpt_path=last that finds nothing, since the run was given a folder elsewhere."""
+    where = f"output_dir={tmp_path / 'elsewhere'}"
+    file = runs("seed=1", where)
+    assert find_last(values("seed=1", where), file.parent.parent) == file
+    with pytest.raises(AiraError, match="seed=1 there, 2 here"):
+        find_last(values("seed=2", where), file.parent.parent)
+
+
+LONG = "a" * 300
+STRANGE_PLACES = {
+    f"hydra.run.dir=outputs/{LONG}": "File name too long",
+    f"ckpt_path={LONG}": "File name too long",
+    "hydra.run.dir=/proc/x/y": "/proc/x",
+    "hydra.run.dir=x/${nothing}": "hydra.run.dir: Interpolation key 'nothing' not found",
+    "hydra.run.dir=x/${oc.env:NOTHING_IS_THERE}": "NOTHING_IS_THERE",
+    "hydra.run.dir=/dev/null": "is not a folder that can be written to",
+}
+
+
+@pytest.mark.parametrize("override, told", STRANGE_PLACES.items())
+def test_strange_places(tmp_path, monkeypatch, capsys, override, told):
+    """Catches a traceback for a folder or a file that cannot be, and paths that begin elsewhere than given."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py", override])
+    with pytest.raises(SystemExit) as ended:
+        check("train")
+    assert ended.value.code == 2 and told in capsys.readouterr().err
+    assert not [one for one in tmp_path.rglob("*") if one.is_file()]
+
+
 def test_processes_of_a_scheduler_need_one_folder(monkeypatch, capsys):
     """Catches processes that torchrun or srun has started and that each write into a folder of their own."""
     monkeypatch.setattr("sys.argv", ["train.py"])

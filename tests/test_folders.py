@@ -117,10 +117,20 @@ def test_overwrite_deletes_what_a_run_wrote(made):
         "logs/version_0/metrics.csv",
         "report.html",
     ]
-    folder = made(*written, "notes.txt", "gpt2/results.json", "data/rows.jsonl")
+    folder = made(
+        *written, "notes.txt", "gpt2/results.json", "gpt2/rows/t.jsonl", "data/rows.jsonl", "mine/results.json"
+    )
+    (folder / "mine" / "thesis.tex").write_text("theirs")
     claim(folder, VALUES | {"overwrite": True}, named=True)
     left = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
-    assert left == {"notes.txt", "data/rows.jsonl", LOCK}
+    assert left == {"notes.txt", "data/rows.jsonl", "mine/results.json", "mine/thesis.tex", LOCK}
+
+
+def test_overwrite_deletes_nothing_where_no_run_was(made):
+    """Catches a user's own folder `logs` that is deleted, since a run has one of that name."""
+    folder = made("logs/theirs.txt", values=None)
+    claim(folder, VALUES | {"overwrite": True}, named=True)
+    assert (folder / "logs" / "theirs.txt").exists()
 
 
 @pytest.mark.parametrize("own", [False, True])

@@ -13,6 +13,7 @@ from tests.data.test_control import HIDDEN, SAID
 from tests.data.test_folders import FOLDERS, REFUSED_FOLDERS
 from tests.data.test_pairs_and_labels import NAMES, SAME, UNLABELLED
 from tests.data.test_rows import READ, REFUSED
+from tests.evaluation.test_no_number import PARTS, ROWS
 from tests.models.test_damaged import DAMAGE, USED
 from tests.reports.test_page import ODD, STRANGE
 from tests.test_files import PATHS
@@ -50,6 +51,7 @@ KINDS = (
     Kind("a run that goes on as another", "told and recorded, or refused", CHANGES, "callbacks/test_checkpoint.py"),
     Kind("damaged files of a run's folder", "passed over by name", STRANGE, "reports/test_page.py"),
     Kind("odd values in a run's files", "left out, or shown as they stand", ODD, "reports/test_page.py"),
+    Kind("damaged parts and rows", "refused, with the file", PARTS | ROWS, "evaluation/test_no_number.py"),
     Kind("names of files and folders", "the same behind shell and Hydra", PATHS, "test_files.py"),
 )
 

@@ -2,9 +2,11 @@
 
 import pytest
 
+from aira.config.compose import compose_config
+from aira.config.spaces import examples
 from aira.errors import AiraError
 from aira.ranking import UNRANKED, blurred_by
-from aira.sweeps import _check_metric, table
+from aira.sweeps import _check_metric, _check_study, table
 
 CASES = [
     ("val/loss", "method.beta", True),
@@ -69,3 +71,50 @@ def test_a_search_by_its_own_unit(tmp_path):
     told = table(tmp_path, "val/loss", "min")
     assert "Not ranked: method.beta changes what val/loss means." in told and "Best:" not in told
     assert [line.split()[0] for line in told.split("\n") if "method.beta=" in line] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "values, told", [((1.0, 2.0), "Best: "), ((1.0, 1.0, 2.0), "Best (as 1 others): "), ((1.0,), "Best: ")]
+)
+def test_no_winner_among_equals(tmp_path, values, told):
+    """Catches the first of several equal trials as the best, and a traceback for a trial that is no list of texts."""
+    for i, value in enumerate([*values, 0.0]):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "metrics.json").write_text(f'{{"val/loss": {value}}}')
+        (tmp_path / str(i) / "trial.json").write_text(f'["seed={i}"]' if i < len(values) else '["seed=1", 5]')
+    assert f"\n{told}python train.py seed=0" in table(tmp_path, "val/loss", "min")
+
+
+def test_a_choice_of_odd_texts():
+    """Catches a choice that Hydra takes for several, or for a mapping."""
+    space = {"data.path": "choice('a,b', 'c=d', 'e f', \"it's\", '{x}', plain.jsonl)"}
+    paths = [compose_config("train", [example]).data.path for example in examples(space)]
+    assert paths == ["a,b", "c=d", "e f", "it's", "{x}", "plain.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        (b'{"a": 1}\n{"b', "passed over"),
+        (b'{"b', "passed over"),
+        (b"garbage\n", "is damaged"),
+        (b"[1]\n", "is damaged"),
+        (bytes(range(256)), "is damaged"),
+        (b'{"a": 1}\n', ""),
+        (b"", ""),
+        (None, ""),
+    ],
+)
+def test_a_damaged_study(tmp_path, capsys, content, told):
+    """Catches a search that ends in a traceback after a kill, trials later, since a record was added to half of one."""
+    log = tmp_path / "study.log"
+    if content is not None:
+        log.write_bytes(content)
+    if told == "is damaged":
+        with pytest.raises(AiraError, match=told):
+            _check_study(log)
+        return
+    _check_study(log)
+    assert (told in capsys.readouterr().err) and (
+        content is None or log.read_bytes() == content[: content.rfind(b"\n") + 1]
+    )

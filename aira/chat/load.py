@@ -1,6 +1,5 @@
 """A chat from its configuration."""
 
-import os
 import sys
 import warnings
 from typing import Any
@@ -18,9 +17,8 @@ def load(values: dict[str, Any]) -> Any:
     for key in ROLES:
         if values[key] not in ("last", "none"):
             check_exists(key, values[key])
-    import torch  # only once the configuration is known to be right
-
-    from aira.chat.pipeline import Chat
+    from aira.chat.pipeline import Chat  # torch is imported only once the configuration is known to be right
+    from aira.models.backbone import device_of
 
     language = values["language"]["code"]
     paths = {
@@ -32,9 +30,6 @@ def load(values: dict[str, Any]) -> Any:
         print(f"{key}: {paths.get(key) or 'none'}", file=sys.stderr)
     guard = values["guard"]
     keys = ("n", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "tokens_per_row")
-    device = values["device"]
-    if device == "auto":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     with warnings.catch_warnings(record=True) as told:
         chat = Chat(
             str(paths["chat_model"]),
@@ -47,7 +42,7 @@ def load(values: dict[str, Any]) -> Any:
             guard_reads=guard["reads"],
             high_score=guard["high_score"],
             language=language,
-            device=device,
+            device=device_of(values["device"]),
         )
     for warning in told:
         if warning.category is UserWarning:

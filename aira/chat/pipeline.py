@@ -9,6 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
+from aira.config.bounds import CHOICES, range_of
 from aira.data.schemas import BadRow, Message
 from aira.data.trees import Tree
 from aira.errors import AiraError
@@ -19,6 +20,9 @@ from aira.models.backbone import context_length, load_config, load_model, load_t
 from aira.models.template import use_own_template
 
 CHOSEN, UNCHOSEN, FLAGGED, EMPTY = "chosen", "unchosen", "flagged", "empty"
+
+LEAST = 1e-6
+"""A temperature below it, by which scores are divided, makes infinities of them."""
 
 DEFAULT_MESSAGES = {
     "en": "I am sorry, I have no good answer to that. Could you ask in another way?",
@@ -96,6 +100,12 @@ class Chat:
         device: str = "cpu",
         tokens_per_row: int = 1024,
     ) -> None:
+        _check(max_new_tokens=max_new_tokens, tokens_per_row=tokens_per_row)
+        for key, value in (("guard.reads", guard_reads), ("guard.high_score", high_score)):
+            if value not in CHOICES[key]:
+                raise AiraError(f"{key}={value}: valid are {', '.join(map(str, CHOICES[key]))}.")
+        if language not in DEFAULT_MESSAGES:
+            raise AiraError(f"language={language}: valid are {', '.join(DEFAULT_MESSAGES)}.")
         self.set_sampling(n, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
         if threshold is not None and threshold_logit is not None:
             raise AiraError(
@@ -135,8 +145,11 @@ class Chat:
         """Sample in another way from now on; arguments as for the class.
 
         Raises:
-            AiraError: several candidates, and temperature 0.
+            AiraError: several candidates, and temperature 0; or a number is out of its range.
         """
+        _check(n=n, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
+        if 0 < temperature < LEAST:
+            raise AiraError(f"temperature={temperature}: below {LEAST} scores overflow. 0 is greedy, with n=1.")
         if n > 1 and temperature == 0:
             raise AiraError(f"n={n} candidates would all be the same with temperature=0. Set n=1, or a temperature.")
         self.n = n
@@ -266,6 +279,13 @@ def role_of(export: Path) -> str:
     """What an export is for: chat, reward or toxicity."""
     config, _ = load_config(str(export), vocab_size=0, role=None, head="score")
     return {None: "chat", "harmless": "toxicity"}.get(score_label(config), "reward")
+
+
+def _check(**numbers: float) -> None:
+    """Each number is one that its setting may be."""
+    for name, value in numbers.items():
+        if (allowed := range_of(name)) and value not in allowed:
+            raise AiraError(f"{name}={value}: it must be {allowed}.")
 
 
 def _sigmoid(score: float) -> float:

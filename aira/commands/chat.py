@@ -4,6 +4,7 @@ In a conversation, /why shows the candidates of the last answer, /reset forgets 
 language, /quit ends. `prompt=… --json` answers one message for a script, `input=… output=…` a file.
 """
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -118,7 +119,7 @@ def answer_file(chat: Any, rows: list[list[dict[str, str]]], output: Path, seed:
         AiraError: the file holds answers to other conversations, or something else, or another process writes it.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    with locked(output.with_name(f".{output.name}.lock"), output), output.open("a", encoding="utf-8") as file:
+    with locked(output.with_name(f".{output.name[:50]}.lock"), output), output.open("a", encoding="utf-8") as file:
         lines = _kept(output, rows)
         file.truncate(sum(len(line) + 1 for line in lines))
         for i in tqdm(range(len(lines), len(rows)), initial=len(lines), total=len(rows), desc="Answers"):
@@ -135,6 +136,8 @@ def talk(chat: Any, values: dict[str, Any]) -> None:
     """A conversation in the terminal."""
     history: list[dict[str, str]] = []
     reply, turn = None, 0
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text are refused as a message
     print(COMMANDS, file=sys.stderr)
     while True:
         try:

@@ -111,15 +111,23 @@ def stages(values: dict[str, Any], shared: Sequence[str] = ()) -> list[Stage]:
             settings["minutes"],
         )
         compose_config(
-            stage.command, stage.overrides + [f"output={stage.folder}"] * (stage.command not in ("train", "evaluate"))
+            stage.command,
+            stage.overrides + [override("output", stage.folder)] * (stage.command not in ("train", "evaluate")),
         )
         found[name] = stage
     return list(found.values())
 
 
 def _filled(text: str, places: dict[str, str]) -> str:
-    """An override with the folders of the stages that it names; other braces are the user's own."""
-    return re.sub(r"{(\w+)}", lambda name: places.get(name[1], name[0]), text)
+    """An override with the folders of the stages that it names, quoted where need be; other braces are the user's."""
+
+    def fill(found: re.Match[str]) -> str:
+        bare = found[0].strip("'")
+        filled = re.sub(r"{(\w+)}", lambda name: places.get(name[1], name[0]), bare)
+        value = override("folder", filled).partition("=")[2]
+        return found[0] if filled == bare else value if found[0] == bare or value[0] == "'" else f"'{value}'"
+
+    return re.sub(r"'[^']*'|{\w+}[\w./-]*", fill, text)
 
 
 def show(chain: list[Stage], output: Path) -> None:

@@ -38,7 +38,8 @@ def push(run: str, repo: str, *, private: bool, send: bool) -> None:
     folder = run_of_export(run)
     if folder is None:
         raise AiraError(f"run={run}: this is no folder of a run with an export. Name one: run=outputs/<date>/<run>.")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo):
+    odd = re.search(r"--|\.\.|[-.](/|$)|(^|/)[-.]|\.git$", repo)  # as the hub has it
+    if odd or not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or len(repo) > 96:
         raise AiraError(f"repo={repo}: a repository's name is <user or organisation>/<name>.")
     from aira.models.export import model_card
     from aira.reports.runs import read_run

@@ -5,6 +5,7 @@ data), `pairs/train.parquet` the best and the worst (preference data), for data.
 sampled is kept part by part, so the same command goes on after a stop, and torchrun's processes share the parts.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -24,8 +25,9 @@ from aira.config.compose import compose_config
 from aira.config.record import plain
 from aira.data.schemas import BadRow, text
 from aira.data.sources import read
-from aira.errors import AiraError
-from aira.files import as_json, read_json, without_home, write_whole
+from aira.errors import AiraError, reason_of
+from aira.files import as_json, check_writable, locked, read_json, typed, without_home, write_whole
+from aira.folders import LOCK
 
 FREE = ("output", "output_dir", "cache_dir", "device", "tokens_per_row", "debug", "min_margin")
 """Keys on which the answers do not depend, but for the type of the device that `auto` stands for."""
@@ -78,7 +80,8 @@ def sample(chat: Any, prompts: list[str], values: dict[str, Any]) -> None:
         values: of conf/rejection_sampling.yaml.
 
     Raises:
-        AiraError: the folder holds the parts of another sampling.
+        AiraError: the folder holds the parts of another sampling, or another process writes there; or the model has no
+            room for any prompt.
     """
     from aira.inference.generation import fits
 
@@ -86,21 +89,28 @@ def sample(chat: Any, prompts: list[str], values: dict[str, Any]) -> None:
     asked = [text for text in prompts if fits(chat.model, chat.tokenizer, text)]
     if len(asked) < len(prompts) and rank == 0:
         print(f"{len(prompts) - len(asked)} of {len(prompts)} prompts are longer than the model's context.")
-    _same_settings(output, settings_of(chat, asked, values))
-    size = values["prompts_per_part"]
-    parts = [output / "parts" / f"{start // size:06}.jsonl" for start in range(0, len(asked), size)]
-    for i in tqdm(range(rank, len(parts), processes), desc="Parts", disable=rank > 0):
-        if parts[i].exists():
-            continue
-        some = asked[i * size : (i + 1) * size]
-        found = chat.candidates([[{"role": "user", "content": text}] for text in some], seed=values["seed"] + i)
-        for several in found:
-            chat.choose(several)
-        rows = [{"prompt": text, "candidates": [asdict(c) for c in several]} for text, several in zip(some, found)]
-        write_whole(parts[i], "".join(as_json(row, ensure_ascii=False) + "\n" for row in rows))
-    if all(part.exists() for part in parts):  # whoever is last; two at once would write the same
-        rows = [row for part in parts for row in _read(part)]
-        _tables(rows, output, values["min_margin"])
+    if not asked:
+        raise AiraError(f"{values['prompts']}: the model's context has no room for any of the prompts.")
+    settings = settings_of(chat, asked, values)
+    _check_same(output, settings)  # before anything is written to what may be another's, and once more with the lock
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output / LOCK, output) if rank == 0 else contextlib.nullcontext():
+        _same_settings(output, settings)
+        size = values["prompts_per_part"]
+        portions = [asked[start : start + size] for start in range(0, len(asked), size)]
+        parts = [output / "parts" / f"{i:06}.jsonl" for i in range(len(portions))]
+        for i in tqdm(range(rank, len(parts), processes), desc="Parts", disable=rank > 0):
+            if parts[i].exists():
+                continue
+            conversations = [[{"role": "user", "content": text}] for text in portions[i]]
+            found = chat.candidates(conversations, seed=values["seed"] + i)
+            for several in found:
+                chat.choose(several)
+            rows = [{"prompt": text, "candidates": list(map(asdict, one))} for text, one in zip(portions[i], found)]
+            write_whole(parts[i], "".join(as_json(row, ensure_ascii=False) + "\n" for row in rows))
+        if all(part.exists() for part in parts):  # whoever is last; two at once would write the same
+            rows = [row for part, some in zip(parts, portions, strict=True) for row in _answers(part, some)]
+            _tables(rows, output, values["min_margin"], chat.paths["chat"])
 
 
 WORLD = (("RANK", "0"), ("WORLD_SIZE", "1"))
@@ -127,46 +137,71 @@ def settings_of(chat: Any, asked: list[str], values: dict[str, Any]) -> dict[str
     return found
 
 
-OWN = ("settings.json", "stage.json", "parts", "best", "pairs")
-"""What stands in the folder of a sampling."""
-
-
 def _same_settings(output: Path, settings: dict[str, Any]) -> None:
-    file = output / "settings.json"
-    if output.exists() and not output.is_dir():
-        raise AiraError(f"output={output} is a file. Name a folder.")
-    there = read_json(file)
-    if there is None and output.exists() and any(output.iterdir()):
-        others = [one.name for one in output.iterdir() if one.name not in OWN and not one.name.startswith(".")]
-        if others or (output / "parts").exists():
+    """Write down what is sampled, where that is not there yet; see `_check_same`."""
+    if not _check_same(output, settings):
+        write_whole(output / "settings.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def _check_same(output: Path, settings: dict[str, Any]) -> bool:
+    """Whether the folder holds parts of this very sampling.
+
+    Raises:
+        AiraError: it holds those of another, or something else, or is no folder.
+    """
+    check_writable("output", str(output))
+    there = read_json(output / "settings.json")
+    if there is None and output.exists():
+        others = [one.name for one in output.iterdir() if one.name != "stage.json" and not one.name.startswith(".")]
+        if others:
             raise AiraError(
-                f"output={output} holds {', '.join(sorted(others)[:3]) or 'parts'}, and no settings.json of a sampling "
-                "that could be read. Name another folder."
+                f"output={output} holds {', '.join(sorted(others)[:3])}, and no settings.json of a sampling that could "
+                "be read. Name another folder."
             )
     if there is not None:
         differing = [key for key, value in settings.items() if there.get(key) != value]
         if set(differing) - set(NAMES):
             told = "; ".join(f"{key}={there.get(key)} there, {settings[key]} here" for key in differing)
             raise AiraError(f"output={output} holds answers of another sampling ({told}). Name another folder.")
-    else:
-        write_whole(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    return there is not None
+
+
+WAY_ON = "Delete the file: the same command makes it."
 
 
 def _read(part: Path) -> list[dict[str, Any]]:
     """The rows of a part.
 
     Raises:
-        AiraError: a reward in it is no number.
+        AiraError: a reward in it is no number, or it is damaged.
     """
-    rows = [json.loads(line) for line in part.read_text(encoding="utf-8").split("\n")[:-1]]
-    for number, row in enumerate(rows, start=1):
-        if not all(one["reward"] is not None and math.isfinite(one["reward"]) for one in row["candidates"]):
-            raise AiraError(f"{part}, row {number}: a reward is no number. Delete the file: the same command makes it.")
+    try:
+        rows = [json.loads(line) for line in part.read_text(encoding="utf-8").split("\n")[:-1]]
+        rewards = [[one["reward"] for one in row["candidates"]] for row in rows]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise AiraError(f"{part} is damaged, or no part of a sampling: {reason_of(error)}. {WAY_ON}") from error
+    for number, several in enumerate(rewards, start=1):
+        if not all(isinstance(reward, (int, float)) and math.isfinite(reward) for reward in several):
+            raise AiraError(f"{part}, row {number}: a reward is no number. {WAY_ON}")
     return rows
 
 
-def _tables(rows: list[dict[str, Any]], output: Path, min_margin: float) -> None:
-    """The best answers, and pairs of the best and the worst, with their scores."""
+def _answers(part: Path, prompts: list[str]) -> list[dict[str, Any]]:
+    """The rows of a part, which answer these prompts.
+
+    Raises:
+        AiraError: they do not, or see `_read`.
+    """
+    rows, keys = _read(part), {"text", "fate", "harmless", "reward"}
+    if [row.get("prompt") for row in rows] != prompts:
+        raise AiraError(f"{part} holds other prompts than those that are asked. {WAY_ON}")
+    if not all(keys <= one.keys() for row in rows for one in row["candidates"]):
+        raise AiraError(f"{part} is damaged, or no part of a sampling: an answer is not whole. {WAY_ON}")
+    return rows
+
+
+def _tables(rows: list[dict[str, Any]], output: Path, min_margin: float, model: str) -> None:
+    """The best answers, and pairs of the best and the worst, with their scores; `model` has answered."""
     best, pairs = [], []
     for row in rows:
         told = [one for one in row["candidates"] if one["text"]]
@@ -189,9 +224,10 @@ def _tables(rows: list[dict[str, Any]], output: Path, min_margin: float) -> None
     mean_best = sum(row["reward"] for row in best) / max(1, len(best))
     print(
         f"{len(rows)} prompts, {len(answers)} answers of mean reward {mean:.3f}; {len(best)} best ones of mean "
-        f"{mean_best:.3f} in {output / 'best'}; {len(pairs)} pairs in {output / 'pairs'}\n"
-        f"Next: aira train method=dpo data.path={output / 'pairs'} model.path=<the chat model>"
+        f"{mean_best:.3f} in {output / 'best'}; {len(pairs)} pairs in {output / 'pairs'}"
     )
+    if pairs:
+        print(f"Next: aira train method=dpo {typed('data.path', output / 'pairs')} {typed('model.path', model)}")
 
 
 if __name__ == "__main__":

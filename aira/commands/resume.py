@@ -31,8 +31,10 @@ def _refused(checkpoint: Path, broken: str) -> AiraError:
     return AiraError(f"ckpt_path={checkpoint}: {broken}. {offer}")
 
 
-def find_last(values: dict[str, Any]) -> Path:
-    """The newest whole checkpoint of a run with this configuration, as it is written down, below `output_dir`.
+def find_last(values: dict[str, Any], named: Path | None = None) -> Path:
+    """The newest whole checkpoint of a run with this configuration, as it is written down.
+
+    It is looked for in the folder that is `named` for the run, and then below `output_dir`.
 
     Of several processes that look for it by themselves, only the first reads it. So all come to the same file, or the
     first one ends the run.
@@ -43,7 +45,8 @@ def find_last(values: dict[str, Any]) -> Path:
     """
     wanted = identity(values)
     others: list[tuple[int, str]] = []
-    files = newest_first(values["output_dir"], "*/*/checkpoints/*.ckpt")
+    files = newest_first(named, "checkpoints/*.ckpt") if named else []
+    files += newest_first(values["output_dir"], "*/*/checkpoints/*.ckpt")
     for checkpoint in (file for file in files if file.stem in ("last", "previous")):
         try:
             there = identity(read_config(run_of(checkpoint)))
@@ -81,13 +84,19 @@ def run_of(checkpoint: Path) -> Path:
     return checkpoint.resolve().parent.parent
 
 
+def named_folder(overrides: list[str]) -> Path | None:
+    """The folder that the command line names for the run."""
+    named = [text for text in overrides if text.startswith("hydra.run.dir=")]
+    return Path(str(parse_override(named[-1]).value())) if named else None
+
+
 def begun(overrides: list[str]) -> str | None:
     """The checkpoint that a run goes on from where torchrun or SLURM has started it again; None where it is new."""
     again = any(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-    folders = [text.partition("=")[2] for text in overrides if text.startswith("hydra.run.dir=")]
-    if not again or not folders:
+    folder = named_folder(overrides)
+    if not again or not folder:
         return None
-    last = Path(str(parse_override(f"dir={folders[-1]}").value())) / "checkpoints" / "last.ckpt"
+    last = folder / "checkpoints" / "last.ckpt"
     if not last.is_file():
         return None
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "0":
@@ -95,15 +104,16 @@ def begun(overrides: list[str]) -> str | None:
     return str(last)
 
 
-def resume(values: dict[str, Any], written: dict[str, Any]) -> Path:
+def resume(values: dict[str, Any], written: dict[str, Any], named: Path | None) -> Path:
     """Make the command line name the checkpoint file, and the folder of the run that it belongs to, which is returned.
 
     Args:
         values: the configuration.
         written: the same, as a run writes it down.
+        named: the folder that is named for the run.
     """
     if values["ckpt_path"] == "last":
-        checkpoint = find_last(written)
+        checkpoint = find_last(written, named)
     else:
         checkpoint = Path(values["ckpt_path"])
         if not checkpoint.is_file():

@@ -1,6 +1,7 @@
 """What happens between the shell and a run: checks before Hydra starts, resuming, and errors as one message."""
 
 import contextlib
+import errno
 import functools
 import io
 import itertools
@@ -8,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ValueType
 from omegaconf import DictConfig
 
-from aira.commands.resume import begun, resume, scheduled
+from aira.commands.resume import begun, named_folder, resume, scheduled
 from aira.config.compose import compose_config, composed_folder
 from aira.config.conf import CONFIG_DIR, conf_file, hiding
 from aira.config.overrides import parse_override
@@ -50,54 +52,63 @@ def check(config_name: str) -> None:
     if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.config_name or arguments.info:
         return
     try:
-        if arguments.multirun and arguments.cfg:
-            raise AiraError("--cfg shows one composition: leave out --multirun (-m).")
-        if arguments.multirun:
-            parsed = [parse_override(override) for override in arguments.overrides]
-            unlisted = (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP)  # the sweeper knows their values
-            values_of = [
-                [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
-                if one.is_sweep_override()
-                else [str(one.input_line)]
-                for one in parsed
-                if one.value_type not in unlisted
-            ]
-            trials = [list(overrides) for overrides in itertools.product(*values_of)]
-        else:
-            trials = [arguments.overrides]
-        for overrides in trials:
-            cfg = compose_config(config_name, overrides)
-            chosen = next((text for text in overrides if "chdir" in text), None)
-            if chosen and composed_folder(config_name, overrides, "hydra.job.chdir") == "True":
-                raise AiraError(
-                    f"{chosen}: the paths of a configuration begin where the command is given. Leave it out; "
-                    "hydra.run.dir=<folder> is where a run writes."
-                )
-            values = plain(cfg)
-            if not arguments.cfg:
-                for key, path in _paths(values):
-                    check_exists(key, path)
-                for key in ("output_dir", "cache_dir"):
-                    check_writable(key, values[key])
-                for example in examples(values["sweep"]["space"]) if values.get("sweep") else ():
-                    compose_config(config_name, [*overrides, example])
-            if starts_the_run():
-                for notice in notices(values):
-                    print(f"Notice: {notice}", file=sys.stderr)
-        if config_name == "train" and not arguments.cfg:
-            _check_one_folder(arguments.overrides)
-            values["ckpt_path"] = begun(arguments.overrides) or values["ckpt_path"]
-        own = None
-        if not arguments.multirun and values.get("ckpt_path") and not arguments.cfg:
-            own = resume(values, recorded(cfg))
-        if starts_the_run() and not arguments.cfg:
-            _claim(config_name, arguments.overrides, recorded(cfg), own, arguments.multirun)
+        with _files_told():
+            _check(config_name, arguments)
     except AiraError as error:
         fail(error, debug="debug=true" in arguments.overrides)
 
 
+def _check(config_name: str, arguments: Namespace) -> None:
+    """See `check`."""
+    if arguments.multirun and arguments.cfg:
+        raise AiraError("--cfg shows one composition: leave out --multirun (-m).")
+    if arguments.multirun:
+        parsed = [parse_override(override) for override in arguments.overrides]
+        unlisted = (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP)  # the sweeper knows their values
+        values_of = [
+            [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+            if one.is_sweep_override()
+            else [str(one.input_line)]
+            for one in parsed
+            if one.value_type not in unlisted
+        ]
+        trials = [list(overrides) for overrides in itertools.product(*values_of)]
+    else:
+        trials = [arguments.overrides]
+    for overrides in trials:
+        cfg = compose_config(config_name, overrides)
+        chosen = next((text for text in overrides if "chdir" in text), None)
+        if chosen and composed_folder(config_name, overrides, "hydra.job.chdir") == "True":
+            raise AiraError(
+                f"{chosen}: the paths of a configuration begin where the command is given. Leave it out; "
+                "hydra.run.dir=<folder> is where a run writes."
+            )
+        values = plain(cfg)
+        if not arguments.cfg:
+            for key, path in _paths(values):
+                check_exists(key, path)
+            for key in ("output_dir", "cache_dir"):
+                check_writable(key, values[key])
+            for example in examples(values["sweep"]["space"]) if values.get("sweep") else ():
+                compose_config(config_name, [*overrides, example])
+        if starts_the_run():
+            for notice in notices(values):
+                print(f"Notice: {notice}", file=sys.stderr)
+    if config_name == "train" and not arguments.cfg:
+        _check_one_folder(arguments.overrides)
+        values["ckpt_path"] = begun(arguments.overrides) or values["ckpt_path"]
+    own = None
+    if not arguments.multirun and values.get("ckpt_path") and not arguments.cfg:
+        own = resume(values, recorded(cfg), named_folder(arguments.overrides))
+    if starts_the_run() and not arguments.cfg:
+        _claim(config_name, arguments.overrides, recorded(cfg), own, arguments.multirun)
+
+
 def _replace_what_cannot_be_shown() -> None:
     """Where an output has no sign for a character, as in ASCII, it gets a question mark, and the run goes on."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed before the command began
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -231,10 +242,32 @@ def _told_at_the_end() -> Iterator[None]:
         raise
     except Exception as error:
         if not no_room(error):
-            raise
+            with _files_told():
+                raise
         raise AiraError(
             f"No space left to write ({reason_of(error)}). What was written before is whole. Make room (old runs and "
             "cache_dir hold most), and give the same command again; a training run goes on with ckpt_path=last."
+        ) from error
+
+
+REFUSED = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    errno.ENAMETOOLONG,
+)
+"""Errors of a file that is not there, or may not be read or written."""
+
+
+@contextlib.contextmanager
+def _files_told() -> Iterator[None]:
+    """Say it plainly where a file or a folder cannot be read or written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSED or error.filename is None:
+            raise
+        raise AiraError(
+            f"{str(error.filename)[:200]} cannot be read or written: {error.strerror}. Name another, or give the "
+            "rights to it."
         ) from error
 
 

@@ -109,7 +109,7 @@ RANGES: dict[str, Range] = {
     "optimizer.weight_decay": FROM_0,
     "pipeline.stages.*.minutes": FROM_0,
     "prompts_per_part": COUNT,
-    "repetition_penalty": ABOVE_0,
+    "repetition_penalty": Range(0.01, 100),
     "schedule.warmup": Range(0, whole_above=1),
     "seed": Range(0, 2**32 - 1, whole_above=-1),
     "sweep.trials": COUNT,

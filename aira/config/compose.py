@@ -57,10 +57,17 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
 
 
 def composed_folder(config_name: str, overrides: list[str], key: str) -> str:
-    """What a key of Hydra's, such as `hydra.run.dir`, comes to."""
+    """What a key of Hydra's, such as `hydra.run.dir`, comes to.
+
+    Raises:
+        AiraError: it comes to nothing.
+    """
     search_in_users_folders()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return str(OmegaConf.select(compose(config_name, overrides, return_hydra_config=True), key))
+        try:
+            return str(OmegaConf.select(compose(config_name, overrides, return_hydra_config=True), key))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise AiraError(f"{key}: {reason_of(error)}") from error
 
 
 def _source_missing(error: Exception, cfg: DictConfig | None) -> str:

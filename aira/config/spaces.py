@@ -3,6 +3,7 @@
 Such as `choice(8, 16)`, `interval(0, 1)`, `tag(log, interval(1e-5, 1e-3))`.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, QuotedS
 
 from aira.config.overrides import parse_override
 from aira.errors import AiraError
+from aira.files import override
 
 Space = Mapping[str, str]
 
@@ -36,10 +38,15 @@ def parsed(space: Space) -> dict[str, IntervalSweep | ChoiceSweep]:
 def examples(space: Space) -> list[str]:
     """Overrides with every value that a choice has, and with both ends of an interval."""
     return [
-        f"{key}={value}"
+        chosen_as(key, value)
         for key, where in parsed(space).items()
         for value in (listed(where) if isinstance(where, ChoiceSweep) else (where.start, where.end))
     ]
+
+
+def chosen_as(key: str, value: Any) -> str:
+    """A value of a choice as an override; a text with a space or any of Hydra's own characters is quoted."""
+    return override(key, value) if isinstance(value, str) and re.search(r"[^\w./:-]", value) else f"{key}={value}"
 
 
 def listed(choice: ChoiceSweep) -> list[Any]:

@@ -61,8 +61,8 @@ class PackedLM(HFLM):  # type: ignore[misc]
         kept = getattr(cache_hook, "dbdict", None)
         if kept is not None:
             for key, value in list(kept.items()):
-                number = value[0] if isinstance(value, (tuple, list)) else value
-                if isinstance(number, float) and math.isnan(number):
+                number = next(iter(value), None) if isinstance(value, (tuple, list)) else value
+                if not isinstance(number, str) and not (isinstance(number, (int, float)) and number < math.inf):
                     del kept[key]
         super().set_cache_hook(cache_hook)
 

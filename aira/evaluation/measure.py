@@ -28,7 +28,7 @@ from aira.evaluation.tasks import SCORER_TASKS, ScorerRow, harness_task, scorer_
 from aira.files import as_json
 from aira.inference.generation import prompt_ids
 from aira.inference.scorers import ScoringModel
-from aira.models.backbone import content, load_model, load_tokenizer
+from aira.models.backbone import content, device_of, load_model, load_tokenizer
 
 Measured = tuple[list[Line], dict[str, Any]]
 """Lines of the table (of a scorer, those of its baselines too), and what results.json is to hold."""
@@ -58,7 +58,7 @@ def chat(name: str, path: str, tasks: list[str], values: dict[str, Any], where: 
         raise AiraError(f"{path} has no chat template: eval.chat_template=false asks it plainly.")
     if suite["chat_template"]:
         prompt_ids(tokenizer, [{"role": "user", "content": "?"}])  # one that refuses all is told now
-    model = load_model(path, tokenizer, added, **where).to(_device(values))
+    model = load_model(path, tokenizer, added, **where).to(device_of(values["device"]))
     language = PackedLM(model, tokenizer, suite["tokens_per_row"], _autocast(suite), max_length=suite["max_length"])
     shots = suite["num_fewshot"]
     own = all(task.startswith("sample_answers_") for task in tasks)
@@ -126,7 +126,9 @@ def scorer(
         AiraError: a task has no usable row, or its data cannot be read.
     """
     suite, seed = values["eval"], values["seed"]
-    model = ScoringModel(path, _device(values), suite["max_length"], suite["tokens_per_row"], _autocast(suite), **where)
+    model = ScoringModel(
+        path, device_of(values["device"]), suite["max_length"], suite["tokens_per_row"], _autocast(suite), **where
+    )
     lines = {name: Line(name, {}, candidate=True)}
     file = f"{store(values, model.model, model.tokenizer)}.db"
     with SqliteDict(file, autocommit=True, encode=as_json, decode=json.loads) as kept:
@@ -227,11 +229,6 @@ def _texts(
 
 def _autocast(suite: dict[str, Any]) -> torch.dtype | None:
     return {"32-true": None, "bf16-mixed": torch.bfloat16}[suite["precision"]]
-
-
-def _device(values: dict[str, Any]) -> str:
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    return automatic if values["device"] == "auto" else values["device"]
 
 
 def store(values: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:

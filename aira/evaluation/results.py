@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from aira.errors import AiraError, nearest
+from aira.errors import AiraError, nearest, reason_of
 from aira.evaluation.statistics import interval
 from aira.files import add_lines, as_json, write_whole
 
@@ -210,10 +210,7 @@ def compare(folders: Sequence[str], seed: int) -> list[dict[str, Any]]:
     files = [{file.stem: file for file in _model_folder(folder).glob("rows/*.jsonl")} for folder in folders]
     found = []
     for task in sorted(set(files[0]) & set(files[1])):
-        first, second = (
-            {row["row"]: row for row in map(json.loads, one[task].read_text(encoding="utf-8").split("\n")[:-1])}
-            for one in files
-        )
+        first, second = (_rows(one[task]) for one in files)
         both = [row for row in first if row in second and first[row].get("group") == second[row].get("group")]
         if both:
             values = np.array([[one[row]["value"] for row in both] for one in (first, second)], dtype=float)
@@ -239,6 +236,23 @@ def compare(folders: Sequence[str], seed: int) -> list[dict[str, Any]]:
             )
     if not found:
         raise AiraError(f"compare={list(folders)}: the two have no row of a task in common.")
+    return found
+
+
+def _rows(file: Path) -> dict[Any, dict[str, Any]]:
+    """What `write_rows` has kept, by the numbers of the rows."""
+    found: dict[Any, dict[str, Any]] = {}
+    try:
+        for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
+            row = json.loads(line)
+            value, _ = row["value"], hash(row.get("group"))
+            if not isinstance(value, int | float | None) or row["row"] in found:
+                raise ValueError(f"{value!r} is no figure, or row {row['row']} stands there twice")
+            found[row["row"]] = row
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise AiraError(
+            f"{file} is damaged, or no file of an evaluation: {reason_of(error)}. Evaluate again."
+        ) from error
     return found
 
 

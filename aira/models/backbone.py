@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers import (
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from aira.data.trees import Row
-from aira.errors import AiraError
+from aira.errors import AiraError, reason_of
 from aira.files import check_exists
 from aira.models.attention import Cached, added_mask, dense_mask
 from aira.models.template import apply_template, prepare_scorer
@@ -372,6 +373,21 @@ def _add_lora(model: PreTrainedModel, lora: dict[str, Any], added: list[int], he
     )
     adapted: nn.Module = get_peft_model(model, settings)
     return adapted
+
+
+def device_of(name: str) -> str:
+    """Where a model runs that `device` names.
+
+    Raises:
+        AiraError: there is no such device.
+    """
+    if name == "auto":
+        return f"cuda:{os.environ.get('LOCAL_RANK') or 0}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:
+        raise AiraError(f"device={name}: {reason_of(error)} (device=cpu runs everywhere.)") from error
+    return name
 
 
 def unwrap(model: Any) -> PreTrainedModel:

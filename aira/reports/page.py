@@ -215,8 +215,10 @@ def _sweep(trials: list[Run], metric: str) -> Part:
             columns[key] = found
     command = f"aira train {shlex.join(trials[0].trial or [])}"
     values = [run.metrics[metric] for run in trials]
+    equal = sum(value == values[0] for value in values) - 1
+    told = f"The best trial, {trials[0].name}{f' (as {equal} others)' * (equal > 0)}, again:"
     wide = plots.parallel(columns, metric, values, 0) if columns else ""
-    return Part("Sweep", "sweep", f"The best trial, {trials[0].name}, again:", command, wide=wide)
+    return Part("Sweep", "sweep", told, command, wide=wide)
 
 
 def _value(values: dict[str, Any], key: str) -> Any:

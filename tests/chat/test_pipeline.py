@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from aira.chat.pipeline import DEFAULT_MESSAGES, Candidate, Chat
 from aira.errors import AiraError
 from aira.inference.generation import answer, prompt_ids
+from aira.models.backbone import device_of
 
 WARM = {"temperature": 1.0, "max_new_tokens": 12}
 
@@ -159,6 +161,22 @@ def test_control_tokens_are_text(chat, exports):
         ({"threshold": 0.5, "threshold_logit": 5.0}, "set one of them"),
         ({"temperature": 0.0}, "n=2 candidates would all be the same"),
         ({"chat_model": "nowhere/at/all"}, "no such file or folder"),
+        *(
+            ({name: value}, re.escape(f"{name}={value}: "))
+            for name, values in {
+                "temperature": (math.nan, math.inf, -1.0, 1e-40),
+                "top_p": (math.nan, 2.0, -0.1),
+                "top_k": (-1, 1.5),
+                "n": (0, 1.5),
+                "repetition_penalty": (0.0, math.nan, 1e-40, 1e40),
+                "max_new_tokens": (0,),
+                "tokens_per_row": (0,),
+                "language": ("de",),
+            }.items()
+            for value in values
+        ),
+        ({"guard_reads": "all"}, "guard.reads=all: valid are answer, exchange"),
+        ({"high_score": "x"}, "guard.high_score=x: valid are"),
     ],
 )
 def test_errors(exports, tmp_path, arguments, message):
@@ -182,6 +200,19 @@ def test_messages_that_cannot_be_answered(chat):
         chat.reply(" \n")
     with pytest.raises(AiraError, match="context is 256"):
         chat.reply("word " * 300)
+    for message, history in (("a\ud800", []), ("a", [{"role": "user", "content": "\udcff"}])):
+        with pytest.raises(AiraError, match="half of a character"):
+            chat.reply(message, history)
+    with pytest.raises(AiraError, match="template refuses the conversation: Unknown role"):
+        chat.reply("a", [{"role": "x", "content": "a"}])
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:x", "meta", "cuda:99", ""])
+def test_a_device_that_is_not_there(device):
+    """Catches a traceback after a model was loaded."""
+    with pytest.raises(AiraError, match=f"device={device}: "):
+        device_of(device)
+    assert device_of("cpu") == "cpu"
 
 
 def test_published_tokenizers(exports, tmp_path):

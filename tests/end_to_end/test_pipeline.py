@@ -13,6 +13,7 @@ from aira.commands.pipeline import stages
 from aira.config.compose import compose_config
 from aira.config.record import plain
 from aira.errors import AiraError
+from aira.files import override
 from tests.end_to_end.command import ENVIRONMENT, ROOT
 
 
@@ -36,6 +37,25 @@ def test_every_pipeline_composes(tmp_path, pipeline, language):
     assert (data["path"], data["split"]) == (own["path"], own["split"])
     evaluated = [text for stage in chain.values() for text in stage.overrides if text.startswith("models=")]
     assert evaluated and not any("toxicity" in text for text in evaluated)
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a,b", "it's", "x=y", "{sft}", "[y]", "$z", "ünï", "#h", "a(b)", "${oc.env:HOME}", "\\"]
+)
+@pytest.mark.parametrize("pipeline", ["sample", "aira-2-124m"])
+def test_any_name_of_the_folder(tmp_path, pipeline, name):
+    """Catches a folder that Hydra's grammar takes apart once it stands in the overrides of a stage."""
+    values = plain(compose_config("pipeline", [f"pipeline={pipeline}", override("output", tmp_path / name)]))
+    chain = {stage.name: stage for stage in stages(values)}
+    dpo = plain(compose_config("train", chain["dpo"].overrides))
+    assert dpo["data"]["path"] == f"{tmp_path}/{name}/rejection_sampling/pairs"
+    assert dpo["model"]["path"] == f"{tmp_path}/{name}/sft"
+    models = next(stage for stage in chain.values() if stage.command == "evaluate")
+    assert plain(compose_config("evaluate", models.overrides))["models"][:2] == [
+        f"{tmp_path}/{name}/sft",
+        f"{tmp_path}/{name}/dpo",
+    ]
+    assert plain(compose_config("reports", chain["report"].overrides))["runs"] == f"{tmp_path}/{name}"
 
 
 def test_what_is_run_again(tmp_path):

@@ -11,7 +11,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 
 from aira.chat.pipeline import Chat
-from aira.commands.rejection_sampling import _read
+from aira.commands.rejection_sampling import _answers, _read
 from aira.config.compose import compose_config
 from aira.errors import AiraError
 from aira.evaluating import evaluate
@@ -107,7 +107,7 @@ def test_an_impossible_token_is_a_number(bias, sound):
                 answer(model, tokenizer, conversation, 5, **sampling)
 
 
-@pytest.mark.parametrize("kept", [(NAN, True), [NAN, False], NAN])
+@pytest.mark.parametrize("kept", [(NAN, True), [NAN, False], NAN, (INF, True), [], (None, True), None])
 def test_a_kept_answer_that_is_no_number_is_asked_again(tmp_path, kept):
     """Catches an answer of an earlier evaluation that is taken for a number; others stay."""
     model, tokenizer = loaded("gpt2")
@@ -177,6 +177,59 @@ def test_rewards_in_a_part_that_are_no_numbers(tmp_path):
         (tmp_path / "000000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         with pytest.raises(AiraError, match=r"000000\.jsonl, row 2: a reward is no number"):
             _read(tmp_path / "000000.jsonl")
+
+
+ANSWER = '{"text": "a", "fate": "chosen", "harmless": null, "reward": %s}'
+PARTS = {
+    "cut off": ('{"prompt": "?", "cand', "other prompts"),
+    "cut off before an end": ('{"prompt": "?", "cand\n', "is damaged"),
+    "empty": ("", "other prompts"),
+    "a list": ("[]\n", "is damaged"),
+    "null": ("null\n", "is damaged"),
+    "without candidates": ('{"prompt": "?"}\n', "is damaged"),
+    "candidates that are texts": ('{"prompt": "?", "candidates": ["a"]}\n', "is damaged"),
+    "an answer without a fate": ('{"prompt": "?", "candidates": [{"text": "a", "reward": 1}]}\n', "is damaged"),
+    "a reward in words": ('{"prompt": "?", "candidates": [%s]}\n' % (ANSWER % '"x"'), "a reward is no number"),
+    "another prompt": ('{"prompt": "!", "candidates": [%s]}\n' % (ANSWER % 1), "other prompts"),
+    "twice the prompt": (2 * '{"prompt": "?", "candidates": [%s]}\n' % ((ANSWER % 1,) * 2), "other prompts"),
+    "no text": ("\udce9\n", "is damaged"),
+    "deep": ("[" * 50_000 + "\n", "is damaged"),
+}
+
+
+@pytest.mark.parametrize("content, told", PARTS.values(), ids=PARTS)
+def test_a_damaged_part_of_a_sampling(tmp_path, content, told):
+    """Catches a traceback, and tables that are made of fewer or other prompts than those that were asked."""
+    (tmp_path / "000000.jsonl").write_text(content, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(AiraError, match=rf"000000\.jsonl.*{told}.*Delete the file"):
+        _answers(tmp_path / "000000.jsonl", ["?"])
+
+
+ROWS = {
+    "cut off": '{"row": 0, "val\n',
+    "a list": "[]\n",
+    "null": "null\n",
+    "without a number": '{"value": 1}\n',
+    "without a figure": '{"row": 0}\n',
+    "a number that is a list": '{"row": [0], "value": 1}\n',
+    "a figure in words": '{"row": 0, "value": "x"}\n',
+    "a figure that is a list": '{"row": 0, "value": [1, 2]}\n',
+    "a group that is a list": '{"row": 0, "value": 1, "group": [1]}\n',
+    "a row twice": '{"row": 0, "value": 1}\n{"row": 0, "value": 0}\n',
+    "no text": "\udce9\n",
+    "deep": "[" * 50_000 + "\n",
+}
+
+
+@pytest.mark.parametrize("content", ROWS.values(), ids=ROWS)
+def test_damaged_rows_are_not_compared(tmp_path, content):
+    """Catches a traceback, and a difference that is made of rows that are no rows of an evaluation."""
+    for name in ("first", "second"):
+        (tmp_path / name / "rows").mkdir(parents=True)
+        write_rows(tmp_path / name / "rows", "task", {"row": [0], "value": [1.0]})
+    (tmp_path / "second/rows/task.jsonl").write_text(content, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(AiraError, match=r"second/rows/task\.jsonl is damaged, or no file of an evaluation"):
+        compare([str(tmp_path / "first"), str(tmp_path / "second")], seed=0)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "null"])

@@ -13,6 +13,10 @@ from aira.commands.push import main
         (["run=missing", "repo=me/model"], "Name one: run=outputs/<date>/<run>"),
         (["run={run}", "repo=model"], "<user or organisation>/<name>"),
         (["run={run}", "repo=me/../model"], "<user or organisation>/<name>"),
+        *(
+            (["run={run}", f"repo={name}"], "<user or organisation>/<name>")
+            for name in ("a/b--c", "a/b..c", "a/-b", "a-/b", "a/.b", "a/b.git", f"a/{'b' * 96}")
+        ),
         (["run={run}", "repo=me/model", "pusch=true"], "Did you mean 'push'?"),
         (["run={run}", "repo=me/model", "push=true"], "The hub did not take it"),
     ],
