@@ -645,6 +645,16 @@ def test_last_of_a_folder_that_is_named(tmp_path, runs):
         find_last(values("seed=2", where), file.parent.parent)
 
 
+def test_outputs_that_are_closed(monkeypatch):
+    """Catches a traceback, instead of a result, where a command is started with `>&-`, as some daemons do."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    aira.commandline._replace_what_cannot_be_shown()
+    print("x", file=sys.stderr, flush=True)
+    print("x", flush=True)
+    assert sys.stdin.read() == ""
+
+
 LONG = "a" * 300
 STRANGE_PLACES = {
     f"hydra.run.dir=outputs/{LONG}": "File name too long",

@@ -62,6 +62,15 @@ def test_a_conversation(exports, monkeypatch, capsys):
     assert "there is no such language" in err
 
 
+def test_typed_bytes_that_are_no_text(exports, monkeypatch, capsys):
+    """Catches a conversation that ends in a traceback, by a key of another encoding."""
+    monkeypatch.setattr(sys, "argv", ["chat", f"output_dir={exports.parent}", "toxicity_model=none", *SHORT])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Ol\xe1\nWho?\n/quit\n"), encoding="utf-8"))
+    main()
+    out, err = capsys.readouterr()
+    assert err.count("half of a character") == 1 and len(out.split("> ")) == 4
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
