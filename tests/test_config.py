@@ -649,7 +649,7 @@ def test_outputs_that_are_closed(monkeypatch):
     """Catches a traceback, instead of a result, where a command is started with `>&-`, as some daemons do."""
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
-    aira.commandline._replace_what_cannot_be_shown()
+    aira.commands.shell._replace_what_cannot_be_shown()
     print("x", file=sys.stderr, flush=True)
     print("x", flush=True)
     assert sys.stdin.read() == ""

@@ -82,7 +82,7 @@ def test_no_winner_among_equals(tmp_path, values, told):
         (tmp_path / str(i)).mkdir()
         (tmp_path / str(i) / "metrics.json").write_text(f'{{"val/loss": {value}}}')
         (tmp_path / str(i) / "trial.json").write_text(f'["seed={i}"]' if i < len(values) else '["seed=1", 5]')
-    assert f"\n{told}python train.py seed=0" in table(tmp_path, "val/loss", "min")
+    assert f"\n{told}aira train seed=0" in table(tmp_path, "val/loss", "min")
 
 
 def test_a_choice_of_odd_texts():

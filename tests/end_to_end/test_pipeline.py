@@ -55,7 +55,7 @@ def test_any_name_of_the_folder(tmp_path, pipeline, name):
         f"{tmp_path}/{name}/sft",
         f"{tmp_path}/{name}/dpo",
     ]
-    assert plain(compose_config("reports", chain["report"].overrides))["runs"] == f"{tmp_path}/{name}"
+    assert plain(compose_config("report", chain["report"].overrides))["runs"] == f"{tmp_path}/{name}"
 
 
 def test_what_is_run_again(tmp_path):
