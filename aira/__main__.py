@@ -1,6 +1,5 @@
 """`aira <command> [key=value …]`: Aira from the command line."""
 
-import os
 import runpy
 import sys
 
@@ -33,7 +32,6 @@ def main() -> None:
         sys.exit(2)
     else:
         del sys.argv[1]
-        sys.path.append(os.getcwd())  # modules of the user's own, which a configuration may name
         runpy.run_module(f"aira.commands.{name}", run_name="__main__", alter_sys=True)
 
 

@@ -22,6 +22,7 @@ from aira.evaluation.tasks import SCORER_TASKS, check
 from aira.files import as_json, exports, run_of_export, shown, without_home, write_whole
 from aira.models.backbone import load_config, score_label
 from aira.models.export import model_card
+from aira.parts import Part, log_table
 from aira.reports.page import page
 from aira.reports.runs import read_run
 
@@ -173,14 +174,11 @@ def _told(lines: list[Line], work: list[Any], values: dict[str, Any], run: Path)
     print(f"Written to {shown(run)}/: table.md, table.tex, and for each model results.json and rows/")
     for part in values["logger"].values():
         logger = build(part, run=run, values=values)
-        if hasattr(logger, "log_table"):
-            data = [[line.name, *(str(line.scores.get(task, "")) for task in tasks)] for line in lines]
-            logger.log_table("evaluation", columns=["model", *tasks], data=data)
+        rows = [[line.name, *(str(line.scores.get(task, "")) for task in tasks)] for line in lines]
+        log_table([logger], "evaluation", ["model", *tasks], rows)
         scalars = {f"eval/{n}/{t}/{k}": v for n, by in figures.items() for t, one in by.items() for k, v in one.items()}
-        if hasattr(logger, "log_export"):
-            for _, path, _, _ in work:
-                logger.log_input("model", path)
-            logger.log_files(f"evaluation-{suite['name']}", "evaluation", run, sorted(run.glob("*/results.json")))
+        if isinstance(logger, Part):
+            logger.evaluated(run, suite["name"], [path for _, path, _, _ in work])
         logger.log_metrics(scalars)
         logger.finalize("success")
     return figures

@@ -21,13 +21,9 @@ from omegaconf import DictConfig
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from aira.callbacks.checkpoint import Checkpoints, changed_settings, check_shapes, measured, read_state
-from aira.callbacks.emissions import Emissions
+from aira.callbacks.checkpoint import changed_settings, check_shapes, measured, read_state
 from aira.callbacks.progress import Progress
-from aira.callbacks.samples import Samples
-from aira.callbacks.scores import Scores
 from aira.callbacks.signals import Signals
-from aira.callbacks.throughput import Throughput
 from aira.config.bounds import NO_FP16
 from aira.config.compose import build
 from aira.config.record import plain, recorded, write_config
@@ -39,6 +35,7 @@ from aira.files import as_json, shown, typed, without_home, write_whole
 from aira.folders import identity
 from aira.models.backbone import context_length, end_tokens, load_config, load_model, load_tokenizer
 from aira.models.export import export, model_card
+from aira.parts import Finished, Part
 from aira.reports.page import page
 from aira.reports.runs import read_run
 
@@ -105,9 +102,9 @@ def _train(
     if checkpoint:
         check_shapes(checkpoint, state["shapes"], module)
         changed = changed_settings(checkpoint, state, record, steps)
-    parts = [part for part in values["callbacks"].values() if part.pop("head", method["head"]) == method["head"]]
+    chosen = [part for part in values["callbacks"].values() if part.pop("head", method["head"]) == method["head"]]
     callbacks = [
-        build(part, run=run, tokenizer=tokenizer, started=started, record=record, changed=changed) for part in parts
+        build(part, run=run, tokenizer=tokenizer, started=started, record=record, changed=changed) for part in chosen
     ]
     loggers = [build(part, run=run, values=written) for part in values["logger"].values()]
     trainer = _trainer(running, data, steps, [*callbacks, signals], loggers, run)
@@ -129,21 +126,15 @@ def _train(
         )
     model = module.whole_model(torch.load(best, map_location="cpu", weights_only=True)["state_dict"] if best else None)
 
-    kept = next((callback for callback in callbacks if isinstance(callback, Checkpoints)), None)
-    metrics = (kept.metrics if kept else {}) | measured(trainer)  # all were kept where only the export was left to do
-    metrics |= kept.best_metrics if kept and best else {}
-    metrics |= {"steps": trainer.global_step, "epochs": trainer.global_step / data.steps_per_epoch}
+    metrics = measured(trainer) | {"steps": trainer.global_step, "epochs": trainer.global_step / data.steps_per_epoch}
     if trainer.is_global_zero:
-        for callback in callbacks:
-            if isinstance(callback, Throughput):
-                metrics |= {f"perf/{name}": value for name, value in callback.measured().items()}
-            elif isinstance(callback, Emissions):
-                metrics |= {f"emissions/{name}": value for name, value in callback.measured.items()}
-            elif isinstance(callback, Samples):
-                metrics |= callback.finish(model, data, trainer.loggers, trainer.global_step)
-            elif isinstance(callback, Scores):
-                callback.finish(module, data)
-        metrics["seconds"] = time.time() - (kept.started if kept else started)
+        parts = [part for part in (*callbacks, *loggers) if isinstance(part, Part)]
+        finished = Finished(
+            trainer, module, model, data, run, values, best is not None, started, metrics, environment()
+        )
+        for part in reversed(parts):
+            metrics |= part.finish(finished)
+        metrics["seconds"] = time.time() - finished.started
         for name, value in ({**trainer.callback_metrics} | metrics).items():
             if not math.isfinite(value):
                 metrics.pop(name, None)
@@ -151,22 +142,17 @@ def _train(
         module.before_export(model)
         (run / "evaluations.jsonl").unlink(missing_ok=True)  # of an export of fewer steps, which this one replaces
         longest = values["data"]["max_length"] if method["head"] == "score" else None
-        ran = environment() | ({"resumed": kept.resumed} if kept and kept.resumed else {})
-        card = model_card(written, metrics, ran)
+        card = model_card(written, metrics, finished.environment)
         export(model, tokenizer, run / "export", card, max_length=longest)
-        for logger in loggers:
-            if hasattr(logger, "log_export"):
-                logger.log_input("model", where["path"])
-                logger.log_input("dataset", data.path, data.key)
-                logger.log_export(run)
-                logger.log_summary(metrics)
+        for part in parts:
+            part.exported(finished)
         known = {"tokenizer": record["tokenizer"], "data_key": data.key}  # by which runs can be compared
         write_whole(run / "metrics.json", as_json(metrics, indent=2) + "\n")
-        write_whole(run / "environment.json", as_json(ran | known, indent=2) + "\n")
+        write_whole(run / "environment.json", as_json(finished.environment | known, indent=2) + "\n")
         if by_hydra:
             write_whole(run / "report.html", page([read_run(run)], run.name))
         signals.idle = "when all was written."
-        _summary(values, metrics, callbacks, run)
+        _summary(values, metrics, parts, run)
     trainer.strategy.barrier()
     return metrics
 
@@ -293,20 +279,14 @@ def _announce(values: dict[str, Any], data: DataModule, model: torch.nn.Module, 
     )
 
 
-def _summary(values: dict[str, Any], metrics: dict[str, float], callbacks: list[Any], run: Path) -> None:
+def _summary(values: dict[str, Any], metrics: dict[str, float], parts: list[Part], run: Path) -> None:
     """What a user wants to know at the end, and the next thing to try."""
     print(f"\nDone in {metrics['seconds']:.0f} s, {metrics['steps']:.0f} steps.")
     for name in values["method"]["summary"]:
         if name in metrics:
             print(f"  {name:28} {metrics[name]:{'.0f' if metrics[name] >= 1000 else '.4g'}}")
-    for callback in callbacks:
-        if isinstance(callback, Samples):
-            for name, (rate, number) in callback.exact.items():
-                told = {"train": "training prompts", "val": "held-out paraphrases"}[name]
-                print(f"  exact answers to {told:20} {rate:.2f} of {number}")
-            if callback.answers:
-                question, said = callback.answers[0]
-                print(f"\nQuestion: {question}\nAnswer:   {said}")
+    for line in (line for part in parts for line in part.summary()):
+        print(line)
     export_path = shown(run / "export")
     print(f"\nExport (any Hugging Face tool loads it): {export_path}")
     if (run / "report.html").exists():

@@ -14,6 +14,7 @@ import torch
 from aira.environment import differences, environment
 from aira.errors import AiraError, nearest, reason_of
 from aira.files import no_room, typed
+from aira.parts import Finished, Part
 
 STATE = frozenset({"state_dict", "optimizer_states", "callbacks", "global_step"})
 """What a run needs to go on."""
@@ -112,7 +113,7 @@ def validates(trainer: pl.Trainer, index: int) -> bool:
     return trainer.enable_validation and (at or trainer.should_stop)
 
 
-class Checkpoints(pl.Callback):
+class Checkpoints(pl.Callback, Part):
     """Writes `checkpoints/last.ckpt` every n steps, after each validation and at the end, and `best.ckpt`.
 
     A file is written beside its place and then moved there, so one that was whole stays whole whatever happens; the
@@ -223,6 +224,12 @@ class Checkpoints(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """The final state."""
         self.save_last(trainer)
+
+    def finish(self, run: Finished) -> dict[str, float]:
+        """What was measured before the run was resumed, and where the best is exported, what was measured of that."""
+        run.started = self.started
+        run.environment |= {"resumed": self.resumed} if self.resumed else {}
+        return self.metrics | run.metrics | (self.best_metrics if run.best else {})
 
     def save_last(self, trainer: pl.Trainer) -> None:
         """Write the state after the step that was the last, unless that is done."""

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from aira.parts import Finished, Part
+
 
 def start_tracker(country: str) -> Any:
     """Start measuring with CodeCarbon's offline tracker: no network is asked, nothing is written.
@@ -28,7 +30,7 @@ def energy(tracker: Any, stop: bool = False) -> dict[str, float]:
     return {"energy_kwh": tracker._total_energy.kWh, "co2_kg": carbon}
 
 
-class Emissions(pl.Callback):
+class Emissions(pl.Callback, Part):
     """Measures the run, with the parts before it was gone on with.
 
     Args:
@@ -62,6 +64,10 @@ class Emissions(pl.Callback):
         if trainer.is_global_zero:
             self.measured = self._with_before(energy(self.tracker, stop=True))
             self.tracker = None
+
+    def finish(self, run: Finished) -> dict[str, float]:
+        """The figures of the whole run."""
+        return {f"emissions/{name}": value for name, value in self.measured.items()}
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """Stop the tracker's thread when training ends early."""

@@ -10,9 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from aira.data.module import DataModule, Split
 from aira.files import add_lines, as_json
 from aira.inference.generation import answer
+from aira.parts import Finished, Part, log_table
 
 
-class Samples(pl.Callback):
+class Samples(pl.Callback, Part):
     """Answers fixed questions every n steps, to the console, samples.jsonl and loggers; at the end counts exact ones.
 
     Args:
@@ -47,18 +48,26 @@ class Samples(pl.Callback):
             if trainer.is_global_zero:
                 self._ask(model, f"at step {trainer.global_step}", trainer.loggers, trainer.global_step)
 
-    def finish(self, model: nn.Module, data: DataModule, loggers: list[Any], step: int) -> dict[str, float]:
+    def finish(self, run: Finished) -> dict[str, float]:
         """Ask a last time, and count exact answers of both splits.
 
         Returns:
             `exact_match/train` and `exact_match/val`, fractions; nothing where `exact_match` is 0.
         """
-        self._ask(model, "at the end", loggers, step)
+        self._ask(run.model, "at the end", run.trainer.loggers, run.trainer.global_step)
         if self.limit:
             print("\nCounting exact answers to training and held-out prompts …", flush=True)
-            for name, split in (("train", data.train), ("val", data.validation)):
-                self.exact[name] = self._exact_match(model, data, split)
+            for name, split in (("train", run.data.train), ("val", run.data.validation)):
+                self.exact[name] = self._exact_match(run.model, run.data, split)
         return {f"exact_match/{name}": rate for name, (rate, _) in self.exact.items()}
+
+    def summary(self) -> list[str]:
+        """How many answers were exact, and one of them."""
+        told = {"train": "training prompts", "val": "held-out paraphrases"}
+        lines = [
+            f"  exact answers to {told[name]:20} {rate:.2f} of {number}" for name, (rate, number) in self.exact.items()
+        ]
+        return [*lines, *(f"\nQuestion: {question}\nAnswer:   {text}" for question, text in self.answers[:1])]
 
     def _ask(self, model: nn.Module, when: str, loggers: list[Any], step: int) -> None:
         asked = [[{"role": "user", "content": question}] for question in self.questions]
@@ -67,9 +76,7 @@ class Samples(pl.Callback):
         print("\n".join([f"\nAnswers {when}:", *(f"  {question}\n    {text}" for question, text in self.answers)]))
         rows = ({"step": step, "question": question, "answer": text} for question, text in self.answers)
         add_lines(self.run / "samples.jsonl", (as_json(row, ensure_ascii=False) for row in rows))
-        for logger in loggers:
-            if hasattr(logger, "log_table"):
-                logger.log_table("samples", ["question", "answer"], [list(pair) for pair in self.answers], step=step)
+        log_table(loggers, "samples", ["question", "answer"], [list(pair) for pair in self.answers], step)
 
     def _exact_match(self, model: nn.Module, data: DataModule, split: Split) -> tuple[float, int]:
         """The fraction of a split's first rows whose answer is the completion, letter for letter, and their number.

@@ -9,12 +9,13 @@ import pytorch_lightning as pl
 from aira.data.module import DataModule
 from aira.data.schemas import Message
 from aira.files import write_whole
+from aira.parts import Finished, Part, log_table
 
 SHOWN = 60
 """Characters of a text on the console; loggers get it whole."""
 
 
-class Scores(pl.Callback):
+class Scores(pl.Callback, Part):
     """A table of validation texts after each validation, for the loggers; at the end, to the console too.
 
     All scores of the last validation stand in `scores.csv`.
@@ -32,19 +33,17 @@ class Scores(pl.Callback):
         if trainer.is_global_zero and trainer.state.fn == "fit":
             data = trainer.datamodule  # type: ignore[attr-defined]
             self._write(module, data)
-            rows = self.table(module, data)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_table"):
-                    logger.log_table("scores", ["sort", "score", "prompt", "text"], rows, step=trainer.global_step)
+            columns = ["sort", "score", "prompt", "text"]
+            log_table(trainer.loggers, "scores", columns, self.table(module, data), trainer.global_step)
 
-    def finish(self, module: pl.LightningModule, data: DataModule) -> None:
+    def finish(self, run: Finished) -> dict[str, float]:
         """Print the table of the last validation."""
-        if not hasattr(module, "scores"):
-            return
-        print("\nHeld-out texts by score:")
-        for sort, score, _, text in self.table(module, data):
-            shown = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
-            print(f"  {sort:18} {score:8.3f}  {' '.join(shown.split())}")
+        if hasattr(run.module, "scores"):
+            print("\nHeld-out texts by score:")
+            for sort, score, _, text in self.table(run.module, run.data):
+                shown = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+                print(f"  {sort:18} {score:8.3f}  {' '.join(shown.split())}")
+        return {}
 
     def _write(self, module: Any, data: DataModule) -> None:
         """Row of the data's source, branch, class (-1 where there is none) and score of every text."""

@@ -8,9 +8,10 @@ import torch
 
 from aira.data.module import Batch
 from aira.methods.base import Method
+from aira.parts import Finished, Part
 
 
-class Throughput(pl.Callback):
+class Throughput(pl.Callback, Part):
     """Logs tokens and examples a second, over all ranks, and the peak memory of rank 0 in GiB.
 
     Counted are the tokens that the model reads: of a packed tree the shared prefix once and each branch, of an
@@ -42,6 +43,10 @@ class Throughput(pl.Callback):
         module.log("tokens_per_second", self.tokens / self.seconds, prog_bar=True, logger=False)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             module.log_dict({f"perf/{name}": value for name, value in self.measured().items()})
+
+    def finish(self, run: Finished) -> dict[str, float]:
+        """The averages."""
+        return {f"perf/{name}": value for name, value in self.measured().items()}
 
     def measured(self) -> dict[str, float]:
         """Averages over the run; the memory is that of this process."""

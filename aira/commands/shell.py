@@ -45,7 +45,7 @@ def check(config_name: str) -> None:
     """
     _replace_what_cannot_be_shown()
     try:
-        _take_config_dir()
+        _find_the_users_own()
     except AiraError as error:
         fail(error)
     arguments = get_args_parser().parse_args()
@@ -114,8 +114,13 @@ def _replace_what_cannot_be_shown() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _take_config_dir() -> None:
-    """Look for groups and options in the folder of --config-dir first, in the processes of this command, too."""
+def _find_the_users_own() -> None:
+    """Look for groups and options in the folder of --config-dir first, in the processes of this command, too.
+
+    Modules of the user's own, which a configuration may name, are found where the command is given.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     for i, argument in enumerate(sys.argv):
         name, _, folder = argument.partition("=")
         if name in ("--config-dir", "-cd"):
@@ -209,7 +214,7 @@ def command(config_name: str) -> Callable[[Callable[[], None]], Callable[[], Non
         def wrapped() -> None:
             _replace_what_cannot_be_shown()
             try:
-                _take_config_dir()
+                _find_the_users_own()
                 if {"-h", "--help"} & set(sys.argv[1:]):
                     told = sys.modules[run.__module__].__doc__
                     print(f"{told}\n{conf_file(config_name).read_text(encoding='utf-8')}")

@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,8 +20,18 @@ from aira.errors import AiraError, reason_of
 
 
 def build(settings: dict[str, Any], **available: Any) -> Any:
-    """Instantiate a part, giving it those of a run's objects that it asks for."""
-    partial = instantiate(settings, _partial_=True)
+    """Instantiate a part, giving it those of a run's objects that it asks for.
+
+    Raises:
+        AiraError: there is no such class or function.
+    """
+    try:
+        partial = instantiate(settings, _partial_=True)
+    except InstantiationException as error:
+        raise AiraError(
+            f"{settings['_target_']} cannot be imported: {reason_of(error.__cause__ or error)} Is its module in the "
+            "folder where you give the command, or on PYTHONPATH?"
+        ) from error
     wanted = inspect.signature(partial.func).parameters
     return partial(**{name: value for name, value in available.items() if name in wanted})
 

@@ -16,13 +16,14 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from aira.environment import environment
 from aira.files import content_hash, run_of_export, without_home
+from aira.parts import Finished, Part
 from aira.tracking.login import online
 
 CONNECTING = 30
 """Seconds until Weights & Biases is taken to be out of reach."""
 
 
-class Wandb(WandbLogger):
+class Wandb(WandbLogger, Part):
     """Lightning's logger of Weights & Biases, with what a run was made from and what it made: their lineage.
 
     Args:
@@ -32,6 +33,19 @@ class Wandb(WandbLogger):
     def __init__(self, upload_export: bool, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.upload_export = upload_export
+
+    def exported(self, run: Finished) -> None:
+        """Tell what the run was made from, what it made, and its final metrics, which its table of runs shows."""
+        self.log_input("model", run.values["model"]["path"])
+        self.log_input("dataset", run.data.path, run.data.key)
+        self.log_export(run.folder)
+        self.experiment.summary.update(run.metrics)
+
+    def evaluated(self, folder: Path, suite: str, models: list[str]) -> None:
+        """Tell which models were evaluated, and the files with what was found."""
+        for path in models:
+            self.log_input("model", path)
+        self.log_files(f"evaluation-{suite}", "evaluation", folder, sorted(folder.glob("*/results.json")))
 
     @rank_zero_only
     def log_input(self, kind: str, path: str, key: str | None = None) -> None:
@@ -60,11 +74,6 @@ class Wandb(WandbLogger):
         """Tell that the run made the export in its folder."""
         with self._told():
             self.experiment.log_artifact(self._export(run))
-
-    @rank_zero_only
-    def log_summary(self, metrics: dict[str, float]) -> None:
-        """Tell the run's final metrics, energy among them: what its table of runs shows."""
-        self.experiment.summary.update(metrics)
 
     @rank_zero_only
     def log_files(self, name: str, kind: str, folder: Path, files: Iterable[Path]) -> None:
