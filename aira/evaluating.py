@@ -1,6 +1,5 @@
 """An evaluation from its configuration to its tables: the whole story on one page."""
 
-import glob
 import logging
 import re
 import time
@@ -19,7 +18,7 @@ from aira.errors import AiraError, reason_of
 from aira.evaluation.measure import ROLES, chat, scorer
 from aira.evaluation.results import Line, class_table, compare, published, remember, table
 from aira.evaluation.tasks import SCORER_TASKS, check
-from aira.files import as_json, exports, run_of_export, shown, without_home, write_whole
+from aira.files import as_json, exports, matched, run_of_export, shown, without_home, write_whole
 from aira.models.backbone import load_config, score_label
 from aira.models.export import model_card
 from aira.parts import Part, log_table
@@ -114,8 +113,8 @@ def _models(values: dict[str, Any]) -> dict[str, str]:
                     "aira train), or name a model: model.path=<folder or hub id>, or model=gpt2-124m."
                 )
             paths = [str(newest)]
-        elif "*" in given:
-            paths = sorted(glob.glob(given))
+        elif "*" in given and not Path(given).exists():
+            paths = [str(path) for path in matched(given, folders=True)]
             if not paths:
                 raise AiraError(f"models=[{given}]: nothing has such a name.")
         else:

@@ -283,10 +283,14 @@ def check_exists(key: str, path: str) -> Path:
     return located
 
 
-def matched(pattern: str) -> list[Path]:
-    """The files that a glob pattern stands for."""
-    names = glob.glob(str(Path(pattern).expanduser()), recursive=True)
-    return sorted(file for file in map(Path, names) if not file.is_dir())
+def matched(pattern: str, folders: bool = False) -> list[Path]:
+    """The files, or also folders, that a pattern stands for; it begins behind the folders that are there as named."""
+    parts, depth = Path(pattern).expanduser().parts, 0
+    while depth < len(parts) - 1 and os.path.exists(Path(*parts[: depth + 1])):
+        depth += 1
+    base = Path(*parts[:depth])
+    names = glob.glob(str(Path(*parts[depth:])), root_dir=base, recursive=True)
+    return sorted(base / name for name in names if folders or not (base / name).is_dir())
 
 
 def damage(checkpoint: Path, sums: bool = True) -> str | None:

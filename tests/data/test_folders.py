@@ -13,7 +13,7 @@ from aira.data.sources import read
 from aira.errors import AiraError
 from aira.models.backbone import load_tokenizer
 from tests.data.conftest import TINY
-from tests.data.files import A, fill, lines, parquet
+from tests.data.files import A, fill, lines, number, parquet
 
 FOLDERS = {
     "a file a split": ("train.jsonl test.jsonl dev.jsonl", {"train": [0], "validation": [2], "test": [1]}, []),
@@ -204,6 +204,11 @@ def test_patterns(write, cache, tmp_path):
     assert sorted(row["a"] for row in source.split("train")) == ["0", "1"]
     assert "matched 2 files: part1.jsonl, part2.jsonl" in source.said[0]
     assert len(read(str(tmp_path / "files/**/part*.jsonl"), cache_dir=str(cache)).split("train")) == 3
+    fill(write, "d[1]/a.jsonl d1/b.jsonl")
+    write("d[1]/a.jsonl", number(7))
+    assert [row["a"] for row in read(str(tmp_path / "files/d[1]/*.jsonl"), cache_dir=str(cache)).split("train")] == [
+        "7"
+    ]
     for pattern in ("none*.jsonl", "[x].jsonl", "no/*"):
         with pytest.raises(AiraError, match="by this pattern"):
             read(str(tmp_path / "files" / pattern), cache_dir=str(cache))

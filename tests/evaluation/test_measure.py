@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from aira import environment
 from aira.config.compose import compose_config
 from aira.config.record import plain
-from aira.evaluating import _remembered
+from aira.evaluating import _models, _remembered
 from aira.evaluation.measure import store
 from aira.evaluation.results import Line, Score
 from aira.models.backbone import load_model, load_tokenizer
@@ -94,6 +94,20 @@ def test_what_answers_are_kept_under(tmp_path, monkeypatch, role, head, shape, c
         again, added = load_tokenizer(str(tmp_path / path), role=role, head=head, template=None)
         how = {"role": role, "head": head, "attn_implementation": model.config._attn_implementation}
         assert key(load_model(str(tmp_path / path), again, added, label="harmless", **how), again) == found["nothing"]
+
+
+def test_models_by_a_pattern(tmp_path, monkeypatch):
+    """Catches a model whose own name is a pattern, and which brings its neighbours along or gives way to them."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("run*", "run2", "day[1]/x", "day1/y"):
+        (tmp_path / name).mkdir(parents=True)
+
+    def found(*models):
+        return list(_models({"models": models, "output_dir": "."}).values())
+
+    assert found("run*") == ["run*"] and found("./r*n*") == ["run*", "run2"]
+    assert found("day[1]/*") == ["day[1]/x"] and found(f"{tmp_path}/day[1]/*") == [f"{tmp_path}/day[1]/x"]
+    assert found("day[12]/*") == ["day1/y"]
 
 
 @pytest.mark.parametrize("content", [None, "x: 1", "method: [1]", "a: [", "language: {code: de}"])
