@@ -197,7 +197,7 @@ def preference(row: Row) -> Example:
         BadRow: the responses are equal, one is empty, the two answer different prompts, or a comparison is a tie.
     """
     if "answer_0" in row:
-        scores = {name: _number(row[f"score_{name}"], f"score_{name}") for name in ("0", "1")}
+        scores = {name: finite(row[f"score_{name}"], f"score_{name}") for name in ("0", "1")}
         if scores["0"] == scores["1"]:
             raise BadRow("a tie")
         names = sorted(scores, key=lambda name: -scores[name])
@@ -217,7 +217,7 @@ def preference(row: Row) -> Example:
                 raise BadRow("chosen and rejected answer different prompts")
     if chosen == rejected:
         raise BadRow("chosen equals rejected")
-    return Example([conversation(chosen), conversation(rejected)], margin=_number(row.get("margin") or 0, "margin"))
+    return Example([conversation(chosen), conversation(rejected)], margin=finite(row.get("margin") or 0, "margin"))
 
 
 def labelled(row: Row) -> Example:
@@ -244,7 +244,7 @@ def label(value: Any, known: Mapping[str, int | None]) -> int:
     """
     if isinstance(value, list):
         given = [part for part in value if not _unlabelled(part)]
-        toxic = any(_number(part, "label") > 0 for part in given)
+        toxic = any(finite(part, "label") > 0 for part in given)
         if not toxic and len(given) < len(value):
             raise BadRow("empty label, or -1")
         return TOXIC if toxic else HARMLESS
@@ -325,7 +325,7 @@ def _answered(prompt: list[Message], response: Any) -> list[Message]:
     return said
 
 
-def _number(value: Any, name: str) -> float:
+def finite(value: Any, name: str) -> float:
     """A number, also as text, or true or false.
 
     Raises:

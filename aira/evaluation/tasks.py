@@ -9,9 +9,9 @@ from datasets import Dataset, DatasetDict
 from lm_eval.tasks import TaskManager
 
 from aira.data.rows import read_rows
-from aira.data.schemas import BadRow, Example, mapped_columns, named_classes, prompt_key, read_example
+from aira.data.schemas import BadRow, Example, finite, mapped_columns, named_classes, prompt_key, read_example
 from aira.data.sources import read
-from aira.errors import AiraError, nearest
+from aira.errors import AiraError, nearest, reason_of
 
 Row = dict[str, Any]
 
@@ -48,8 +48,7 @@ def _targets(row: Row) -> Row:
 
 
 def _ratings(row: Row) -> Row:
-    numbers = {name: float(row[name]) for name in ("toxicity_ai", "toxicity_human")}
-    return {"text": row["text"], **numbers}
+    return {"text": row["text"], **{name: finite(row[name], name) for name in ("toxicity_ai", "toxicity_human")}}
 
 
 _ARC = HarnessTask("allenai/ai2_arc", {"test": "arc_challenge_test.jsonl", "train": "arc_challenge_train.jsonl"})
@@ -140,6 +139,21 @@ def check(tasks: list[str], role: str, data_dir: str | None) -> None:
                 _located(task, data_dir, file, (known[0] or known[1]).hub)  # type: ignore[union-attr]
 
 
+def file_rows(file: Path, change: Callable[[Row], Row]) -> list[Row]:
+    """The rows of a task's file, in the hub's form.
+
+    Raises:
+        AiraError: a row cannot be brought into it, such as one whose rating is no number.
+    """
+    rows = []
+    for i, row in enumerate(read_rows(file), start=1):
+        try:
+            rows.append(change(row))
+        except (BadRow, LookupError, TypeError, AttributeError) as error:
+            raise AiraError(f"{file}, row {i}: this is no row of the task's data: {reason_of(error)}.") from error
+    return rows
+
+
 def harness_task(task: str, shots: int | None, data_dir: str | None, manager: TaskManager) -> Any:
     """What the harness is to run: one of its tasks by name, or loaded with other rows or few-shot numbers.
 
@@ -168,7 +182,7 @@ def harness_task(task: str, shots: int | None, data_dir: str | None, manager: Ta
         def from_files(**_: Any) -> DatasetDict:
             splits = files.files.items()
             located = {split: _located(task, folder, name, files.hub) for split, name in splits}
-            rows = {split: [files.row(row) for row in read_rows(file)] for split, file in located.items()}
+            rows = {split: file_rows(file, files.row) for split, file in located.items()}
             return DatasetDict({split: Dataset.from_list(part) for split, part in rows.items()})
 
         config = manager.task_index[task].cfg

@@ -18,6 +18,7 @@ from aira.evaluating import evaluate
 from aira.evaluation.harness import PackedLM
 from aira.evaluation.results import compare, write_rows
 from aira.evaluation.statistics import class_figures
+from aira.evaluation.tasks import HARNESS_TASKS, file_rows
 from aira.files import as_json
 from aira.inference.generation import answer
 from aira.inference.scorers import ScoringModel
@@ -249,6 +250,18 @@ def test_figures_of_one_class(only, predicted):
     """Catches an F1 of 0, or a balanced accuracy, where a class has no row."""
     figures = class_figures(np.full(4, predicted), np.full(4, only))
     assert figures == {"accuracy": float(predicted == only)}
+
+
+@pytest.mark.parametrize("rating", ["nan", "", "NA", "inf", "-"])
+def test_a_rating_that_is_no_number(tmp_path, rating):
+    """Catches a statement that nobody has rated and that the harness, by NaN > 5.5, takes to be harmless."""
+    file = tmp_path / "toxigen_annotated_train.csv"
+    file.write_text(f"text,toxicity_ai,toxicity_human\na,1.0,5\nb,4.0,{rating}\n")
+    with pytest.raises(AiraError, match=r"toxigen_annotated_train\.csv, row 2: .*toxicity_human is no number"):
+        file_rows(file, HARNESS_TASKS["toxigen"].row)
+    file.write_text("text,toxicity_ai\na,1.0\n")
+    with pytest.raises(AiraError, match=r"row 1: .*there is no 'toxicity_human'"):
+        file_rows(file, HARNESS_TASKS["toxigen"].row)
 
 
 def test_json_has_no_nan():
