@@ -47,6 +47,11 @@ def blurred_by(metric: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in dict.fromkeys(keys) if len({_setting(run, key) for run in runs}) > 1]
 
 
+def hashes(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run wrote down in environment.json of its tokenizer and of its rows, for `blurred_by`."""
+    return {key: environment[key] for key in ("tokenizer", "data_key") if key in environment}
+
+
 def _setting(run: Mapping[str, Any], key: str) -> str:
     """A setting; of a group whose option is all that is known, that."""
     group = run.get(key.split(".")[0])

@@ -18,7 +18,7 @@ from aira.config.record import plain
 from aira.config.spaces import Space, chosen_as, listed, parsed
 from aira.errors import AiraError, reason_of
 from aira.files import read_json, read_text, write_whole
-from aira.ranking import blurred_by
+from aira.ranking import blurred_by, hashes
 from aira.tracking.login import online
 from aira.trials import TRIAL, final, rows_of_log, run_trial
 
@@ -239,7 +239,9 @@ def trials_of(folder: Path, metric: str) -> list[tuple[str, list[str], float | N
 def table(folder: Path, metric: str, mode: str) -> str:
     """The trials of a sweep, and where they can be compared the best first, with its command."""
     trials = trials_of(folder, metric)
-    blurred = blurred_by(metric, [_chosen(overrides) for _, overrides, _ in trials])
+    ended = [(folder / name, overrides) for name, overrides, value in trials if value is not None]
+    known = [_chosen(overrides) | hashes(read_json(run / "environment.json") or {}) for run, overrides in ended]
+    blurred = blurred_by(metric, known)
     sign = {"min": 1, "max": -1}[mode]
     if not blurred:
         trials.sort(key=lambda trial: float("inf") if trial[2] is None else sign * trial[2])

@@ -1,5 +1,7 @@
 """Which settings change what a metric means, and which do not."""
 
+import json
+
 import pytest
 
 from aira.config.compose import compose_config
@@ -56,6 +58,21 @@ def test_what_is_no_quality():
     assert not any(
         UNRANKED.search(name) for name in ("val/loss", "val/rewards/margins", "val/auroc", "exact_match/val")
     )
+
+
+@pytest.mark.parametrize("key", ["data_key", "tokenizer"])
+def test_trials_of_other_rows(tmp_path, key):
+    """Catches a search that goes on with other rows, of which the easier ones win."""
+    for number in range(3):  # the last one has not ended, and wrote nothing down
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "trial.json").write_text(f'["optimizer.lr=1e-{number}"]')
+    for last in ("a", "b"):
+        for number, hashed in enumerate(("a", last)):
+            (tmp_path / str(number) / "environment.json").write_text(json.dumps({key: hashed}))
+            (tmp_path / str(number) / "metrics.json").write_text(f'{{"val/loss": {1 - number / 2}}}')
+        told = table(tmp_path, "val/loss", "min")
+        assert ("Best: aira train optimizer.lr=1e-1" in told) == (last == "a")
+        assert (f"Not ranked: {key} changes" in told) == (last == "b")
 
 
 def test_a_search_by_its_own_unit(tmp_path):

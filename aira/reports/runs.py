@@ -16,6 +16,7 @@ import numpy as np
 from aira.config.record import flat, read_config
 from aira.errors import AiraError
 from aira.files import passed_over, read_json, read_text
+from aira.ranking import hashes
 from aira.trials import TRIAL, rows_of_log
 
 Curve = tuple[list[int], list[float]]
@@ -45,8 +46,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """What says what its metrics mean, for `aira.ranking.blurred_by`."""
-        known = {key: self.environment[key] for key in ("tokenizer", "data_key") if key in self.environment}
-        return dict(flat(self.values)) | known
+        return dict(flat(self.values)) | hashes(self.environment)
 
 
 def find_runs(path: Path) -> list[Run]:

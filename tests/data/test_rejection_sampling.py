@@ -179,6 +179,18 @@ def test_errors(asked, tmp_path, capsys, arguments, message):
     assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "there", ["best/train.parquet", "pairs/x.y", "parts/000000.jsonl", "thesis.tex", "settings.json"]
+)
+def test_what_is_there_is_not_overwritten(tmp_path, there):
+    """Catches data of the user's in a folder that is taken for a new sampling."""
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_text("theirs")
+    with pytest.raises(AiraError, match=f"holds {there.split('/')[0]}, and no settings.json"):
+        _same_settings(tmp_path, {"a": 1})
+    assert [file.name for file in tmp_path.rglob("*.*")] == [there.split("/")[-1]]
+
+
 @pytest.mark.slow
 def test_torchrun(asked, tmp_path):
     """The real command, in two processes."""
