@@ -19,8 +19,9 @@ from aira.evaluation.measure import ROLES, chat, scorer
 from aira.evaluation.results import Line, class_table, compare, published, remember, table
 from aira.evaluation.tasks import SCORER_TASKS, check
 from aira.files import as_json, exports, matched, run_of_export, shown, without_home, write_whole
-from aira.models.backbone import load_config, score_label
 from aira.models.export import model_card
+from aira.models.families import score_label
+from aira.models.loading import load_config
 from aira.parts import Part, log_table
 from aira.reports.page import page
 from aira.reports.runs import read_run

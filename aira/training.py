@@ -33,8 +33,9 @@ from aira.environment import environment
 from aira.errors import AiraError, reason_of
 from aira.files import as_json, shown, typed, without_home, write_whole
 from aira.folders import identity
-from aira.models.backbone import context_length, end_tokens, load_config, load_model, load_tokenizer
 from aira.models.export import export, model_card
+from aira.models.families import context_length
+from aira.models.loading import end_tokens, load_config, load_model, load_tokenizer
 from aira.parts import Finished, Part
 from aira.reports.page import page
 from aira.reports.runs import read_run

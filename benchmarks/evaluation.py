@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from aira.evaluation.harness import PackedLM
     from aira.evaluation.tasks import harness_task
-    from aira.models.backbone import load_model, load_tokenizer
+    from aira.models.loading import load_model, load_tokenizer
 
     tokenizer, added = load_tokenizer(arguments.folder, template=None)
     contender, _, batch_size = arguments.child.partition("-")

@@ -29,7 +29,7 @@ SAMPLE = ROOT / "aira" / "data" / "sample" / "instruction-en" / "train.jsonl"
 
 def measure(file: str, cache: str, num_proc: int) -> dict[str, float]:
     from aira.data.module import DataModule
-    from aira.models.backbone import load_tokenizer
+    from aira.models.loading import load_tokenizer
 
     tokenizer, _ = load_tokenizer("pkg://aira.models/tiny/causal")
     before, start = resident("RssAnon"), time.perf_counter()

@@ -70,8 +70,8 @@ def save_tiny_llama(folder: str) -> None:
 
 def save_scorer(folder: str) -> None:
     """The same model with a score head of fixed random weights, and a pad token of its own."""
-    from aira.models.backbone import load_model, load_tokenizer
     from aira.models.export import export
+    from aira.models.loading import load_model, load_tokenizer
 
     tokenizer, added = load_tokenizer(folder, head="score", template="native")
     torch.manual_seed(0)
@@ -109,7 +109,7 @@ def run_aira(
 ) -> None:
     """Train with Aira's defaults, but for the size of rows, on ``rows`` in their order."""
     from aira.data.module import DataModule
-    from aira.models.backbone import load_model, load_tokenizer
+    from aira.models.loading import load_model, load_tokenizer
 
     class InFileOrder(DataModule):
         def train_dataloader(self) -> Any:

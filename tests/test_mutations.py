@@ -99,7 +99,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a model that is taken for one of another configuration",
-        "aira/models/backbone.py",
+        "aira/models/weights.py",
         "network.config._attn_implementation, settings]",
         "network.config._attn_implementation]",
         "tests/models/test_backbone.py::test_what_a_model_is_told_by",

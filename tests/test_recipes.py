@@ -20,7 +20,7 @@ from aira.config.record import flat, plain
 from aira.data.module import DataModule
 from aira.errors import AiraError
 from aira.evaluation.results import PUBLISHED
-from aira.models.backbone import load_tokenizer
+from aira.models.loading import load_tokenizer
 from tests.end_to_end.command import ROOT, run, run_folder
 
 FIXTURES = ROOT / "tests" / "fixtures"

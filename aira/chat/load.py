@@ -18,7 +18,7 @@ def load(values: dict[str, Any]) -> Any:
         if values[key] not in ("last", "none"):
             check_exists(key, values[key])
     from aira.chat.pipeline import Chat  # torch is imported only once the configuration is known to be right
-    from aira.models.backbone import device_of
+    from aira.models.forward import device_of
 
     language = values["language"]["code"]
     paths = {

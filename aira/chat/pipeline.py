@@ -16,7 +16,8 @@ from aira.errors import AiraError
 from aira.files import locate, passed_over
 from aira.inference.generation import answer, prompt_ids
 from aira.inference.scorers import ScoringModel
-from aira.models.backbone import context_length, load_config, load_model, load_tokenizer, score_label
+from aira.models.families import context_length, score_label
+from aira.models.loading import load_config, load_model, load_tokenizer
 from aira.models.template import use_own_template
 
 CHOSEN, UNCHOSEN, FLAGGED, EMPTY = "chosen", "unchosen", "flagged", "empty"

@@ -121,7 +121,7 @@ def settings_of(chat: Any, asked: list[str], values: dict[str, Any]) -> dict[str
     """All that the answers depend on, with the names (`NAMES`) that say where it is from; as settings.json has it."""
     from aira.data.tokenize import tokenizer_content
     from aira.environment import versions
-    from aira.models.backbone import content
+    from aira.models.weights import weights_hash
 
     models = [one for one in (chat, chat.reward, chat.guard) if one]
     settings = {key: value for key, value in values.items() if key not in FREE} | {
@@ -129,7 +129,7 @@ def settings_of(chat: Any, asked: list[str], values: dict[str, Any]) -> dict[str
         "versions": versions("torch", "transformers", "tokenizers", "jinja2"),
         "prompts_asked": len(asked),
         "prompts_hash": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
-        "weights": [content(one.model) for one in models],
+        "weights": [weights_hash(one.model) for one in models],
         "tokenizers": [tokenizer_content(one.tokenizer) for one in models],
         "models": chat.paths,
     }

@@ -16,7 +16,7 @@ from aira.errors import AiraError
 from aira.evaluation.tries import plan
 from aira.inference.generation import check_logits
 from aira.models.attention import Cached
-from aira.models.backbone import hidden_states, keys_and_values
+from aira.models.forward import hidden_states, keys_and_values
 from aira.models.head import chunks
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]

@@ -28,7 +28,9 @@ from aira.evaluation.tasks import SCORER_TASKS, ScorerRow, harness_task, scorer_
 from aira.files import as_json
 from aira.inference.generation import prompt_ids
 from aira.inference.scorers import ScoringModel
-from aira.models.backbone import content, device_of, load_model, load_tokenizer
+from aira.models.forward import device_of
+from aira.models.loading import load_model, load_tokenizer
+from aira.models.weights import weights_hash
 
 Measured = tuple[list[Line], dict[str, Any]]
 """Lines of the table (of a scorer, those of its baselines too), and what results.json is to hold."""
@@ -235,7 +237,7 @@ def store(values: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedT
     """Where the answers of a model are kept, by request: under a key of all else that they depend on."""
     suite = values["eval"]
     parts = [
-        content(model),
+        weights_hash(model),
         tokenizer_content(tokenizer),
         model.device.type,
         versions("torch", "transformers", "tokenizers", "lm_eval"),

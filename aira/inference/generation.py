@@ -11,7 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from aira.data.control import as_text
 from aira.data.schemas import Message
 from aira.errors import AiraError, reason_of
-from aira.models.backbone import as_list, context_length, unwrap
+from aira.models.families import context_length
+from aira.models.forward import unwrap
+from aira.models.loading import as_list
 
 GENERATION_BATCH = 64
 """Answers that are generated at once."""

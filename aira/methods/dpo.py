@@ -11,8 +11,8 @@ from aira.data.trees import Row
 from aira.methods.base import Method, Sums
 from aira.methods.preference import LOSSES, REFERENCE_FREE, Settings, Side
 from aira.methods.reference import Reference, branch_log_probs, load_reference, reference_log_probs
-from aira.models.backbone import content
 from aira.models.sharding import shard
+from aira.models.weights import weights_hash
 
 
 class DPO(Method):
@@ -63,7 +63,7 @@ class DPO(Method):
         """
         other = self._other.pop() if self._other else None
         wanted = self.loss not in REFERENCE_FREE
-        told = content((other or self).model) if wanted and self.global_rank == 0 else ""  # of the weights as a whole
+        told = weights_hash((other or self).model) if wanted and self.global_rank == 0 else ""  # of them as a whole
         super().configure_model()
         if not wanted:
             return

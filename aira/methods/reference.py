@@ -16,8 +16,9 @@ from aira.data.module import DataModule, Split
 from aira.data.trees import Row
 from aira.environment import versions
 from aira.errors import AiraError
-from aira.models.backbone import hidden_states, load_model, load_tokenizer, unwrap
+from aira.models.forward import hidden_states, unwrap
 from aira.models.head import branch_sums, log_probs
+from aira.models.loading import load_model, load_tokenizer
 from aira.models.template import speaks_aira
 
 
@@ -68,7 +69,7 @@ def reference_key(model: str, precision: str, device: str, sharded: bool, split:
     """The name of kept log-probs: by the model, how it computes, and the data (with tokenizer, template and cut).
 
     Args:
-        model: its `aira.models.backbone.content`, asked while its weights are whole.
+        model: its `aira.models.weights.weights_hash`, asked while its weights are whole.
         precision: as Lightning names it.
         device: its type.
     """
@@ -92,7 +93,7 @@ def reference_log_probs(
 
     Args:
         compute: gives the [B] log-probs of a row on the trainer's device; with sharded weights all ranks call it alike.
-        model: the `aira.models.backbone.content` of what computes; the first process's counts.
+        model: the `aira.models.weights.weights_hash` of what computes; the first process's counts.
         sharded: whether its weights are.
         folder: of the cache.
         name: of the split, for the progress bar.

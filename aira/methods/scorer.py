@@ -10,7 +10,7 @@ from aira.data.module import Batch
 from aira.data.trees import Row
 from aira.errors import AiraError
 from aira.methods.base import Method, Sums
-from aira.models.backbone import scores
+from aira.models.forward import scores
 
 
 class Scorer(Method):

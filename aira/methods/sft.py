@@ -7,7 +7,7 @@ from torch import Tensor
 
 from aira.data.trees import Row
 from aira.methods.base import Method, Sums
-from aira.models.backbone import hidden_states, unwrap
+from aira.models.forward import hidden_states, unwrap
 from aira.models.head import cross_entropy
 
 

@@ -24,7 +24,7 @@ from aira.methods.base import Sums
 from aira.methods.preference import bradley_terry
 from aira.methods.reward import pair_sums
 from aira.methods.scorer import Scorer
-from aira.models.backbone import unwrap
+from aira.models.forward import unwrap
 
 
 class Toxicity(Scorer):

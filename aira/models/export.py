@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from aira.files import LOCAL, as_json, markdown, without_home
-from aira.models.backbone import UNLIMITED, context_length
+from aira.models.families import FAMILIES, UNLIMITED, context_length
 
 
 def export(
@@ -80,8 +80,8 @@ def _for_others(folder: Path, max_length: int, inputs: list[str]) -> None:
     """Say what Transformers 4 and llama.cpp look for by other names than Transformers 5 writes."""
     config: dict[str, Any] = {"torch_dtype": "float32"}
     there = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if there["model_type"] == "gpt2":
-        config["n_ctx"] = there["n_positions"]
+    for theirs, ours in FAMILIES[there["model_type"]].other_names:
+        config[theirs] = there[ours]
     if rope := there.get("rope_parameters"):
         scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
         config |= {"rope_theta": rope["rope_theta"]}

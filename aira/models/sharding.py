@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from aira.models.backbone import unwrap
+from aira.models.forward import unwrap
 
 
 def shard(module: nn.Module, model: nn.Module, mesh: DeviceMesh, precision: str) -> None:

@@ -1,6 +1,7 @@
 """Weights are all there, or an error says which are not: what is read of a model's files, and an adapter's."""
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -9,11 +10,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from aira.errors import AiraError, reason_of
+from aira.models.forward import unwrap
 
 PICKLES = (
     "Weights in other files are not read, since a pickle can run any code on loading. Where they are to be trusted, "
@@ -267,3 +269,28 @@ def merged(model: PreTrainedModel, folder: str, weights: dict[str, Tensor], scor
         set_peft_model_state_dict(adapted, weights)
         found: PreTrainedModel = adapted.merge_and_unload()
     return found.requires_grad_(True)  # PEFT froze the base
+
+
+NAMES = ("_name_or_path", "architectures", "transformers_version", "n_ctx")
+"""Keys of a configuration on which no number depends; a model's class is told by itself."""
+
+
+def weights_hash(model: nn.Module) -> str:
+    """A hash of all that a model computes with: class, attention, weights with their types, and configurations.
+
+    Adapters are left out: a policy's do nothing before the first step, so it has the same reference with them and
+    without.
+    """
+    network = unwrap(model)
+    parts = [
+        network.config,
+        getattr(network, "generation_config", None),
+    ]  # the second has the tokens that end an answer
+    settings = [{key: value for key, value in part.to_dict().items() if key not in NAMES} for part in parts if part]
+    told = [type(network).__name__, network.config._attn_implementation, settings]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    for name, tensor in network.state_dict().items():
+        if "lora_" not in name and "trainable_tokens_" not in name:
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import set_seed
 
-from aira.models.backbone import load_model, load_tokenizer
 from aira.models.export import export
+from aira.models.loading import load_model, load_tokenizer
 
 TINY = "pkg://aira.models/tiny/causal"
 SHAPE = {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 256}

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from aira.chat.pipeline import DEFAULT_MESSAGES, Candidate, Chat
 from aira.errors import AiraError
 from aira.inference.generation import answer, prompt_ids
-from aira.models.backbone import device_of
+from aira.models.forward import device_of
 
 WARM = {"temperature": 1.0, "max_new_tokens": 12}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aira.data.module import DataModule
-from aira.models.backbone import load_tokenizer
+from aira.models.loading import load_tokenizer
 
 HUB = Path(__file__).parent.parent / "fixtures" / "hub"
 TINY = "pkg://aira.models/tiny/causal"

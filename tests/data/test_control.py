@@ -13,7 +13,7 @@ from aira.data.control import as_text
 from aira.data.schemas import BadRow
 from aira.data.tokenize import encode, encode_scorer, tokenize, usable
 from aira.inference.generation import prompt_ids
-from aira.models.backbone import load_tokenizer
+from aira.models.loading import load_tokenizer
 from aira.models.template import SPECIAL_TOKENS, apply_template
 from tests.data.test_continuation import SPECIAL, TEMPLATES, TOKENIZERS, decoded, made, talk
 

@@ -11,7 +11,7 @@ import pytest
 from aira.data.module import DataModule
 from aira.data.sources import read
 from aira.errors import AiraError
-from aira.models.backbone import load_tokenizer
+from aira.models.loading import load_tokenizer
 from tests.data.conftest import TINY
 from tests.data.files import A, fill, lines, number, parquet
 

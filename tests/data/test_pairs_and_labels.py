@@ -26,7 +26,7 @@ from aira.data.schemas import (
     transcript,
 )
 from aira.errors import AiraError
-from aira.models.backbone import load_tokenizer
+from aira.models.loading import load_tokenizer
 from tests.data.conftest import HUB, TINY
 
 

@@ -18,7 +18,7 @@ import aira.data.tokenize
 from aira import environment
 from aira.data.schemas import BadRow
 from aira.data.tokenize import encode, render, tokenize, usable
-from aira.models.backbone import load_tokenizer
+from aira.models.loading import load_tokenizer
 from aira.models.template import SPECIAL_TOKENS, apply_template
 from tests.data.conftest import TINY
 

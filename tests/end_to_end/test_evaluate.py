@@ -16,8 +16,8 @@ from aira.evaluating import evaluate
 from aira.evaluation.measure import _main_figure
 from aira.evaluation.results import Line, Score, compare, published, table
 from aira.evaluation.tasks import harness_task
-from aira.models.backbone import load_model, load_tokenizer
 from aira.models.export import export
+from aira.models.loading import load_model, load_tokenizer
 from tests.end_to_end.command import ENVIRONMENT, ROOT
 from tests.wandb_records import records
 

@@ -8,7 +8,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from aira.data.tokenize import encode_scorer
 from aira.data.trees import Tree, pack
-from aira.models.backbone import load_model, load_tokenizer, scores
+from aira.models.forward import scores
+from aira.models.loading import load_model, load_tokenizer
 from tests.end_to_end.command import run, run_folder
 from tests.end_to_end.test_train import chat
 

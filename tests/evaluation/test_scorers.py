@@ -7,8 +7,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from aira.data.schemas import BadRow
 from aira.errors import AiraError
 from aira.inference.scorers import ScoringModel
-from aira.models.backbone import load_model, load_tokenizer
 from aira.models.export import export
+from aira.models.loading import load_model, load_tokenizer
 
 LLAMA = {
     "model_type": "llama",

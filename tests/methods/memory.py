@@ -13,7 +13,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
 from aira.methods.dpo import DPO
-from aira.models.backbone import load_model, load_tokenizer
+from aira.models.loading import load_model, load_tokenizer
 from tests.methods.combinations import TINY
 from tests.methods.fitting import CONSTANT, OPTIMIZER, fit
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from aira.models.backbone import load_model, load_tokenizer
 from aira.models.export import export
+from aira.models.loading import load_model, load_tokenizer
 from tests.methods.combinations import COMBINATIONS, TINY, make_data
 from tests.methods.memory import SHAPE
 

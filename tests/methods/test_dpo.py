@@ -13,8 +13,10 @@ from aira.data.module import DataModule
 from aira.errors import AiraError
 from aira.methods.dpo import DPO
 from aira.methods.reference import load_reference, reference_key
-from aira.models.backbone import content, load_model, load_tokenizer, unwrap
 from aira.models.export import export
+from aira.models.forward import unwrap
+from aira.models.loading import load_model, load_tokenizer
+from aira.models.weights import weights_hash
 from tests.methods.fitting import CONSTANT, OPTIMIZER, TRL, Log, fit, write
 
 TINY = "pkg://aira.models/tiny/causal"
@@ -147,7 +149,7 @@ def test_what_the_reference_is_kept_under(tmp_path, rows, monkeypatch):
     ):
         settings = {"loss_on": "response", "cache_dir": str(tmp_path / "cache"), **settings}
         data = DataModule(tokenizer, kind="preference", path=settings.pop("path", rows), **settings)
-        return reference_key(content(model), precision, device, sharded, getattr(data, split))
+        return reference_key(weights_hash(model), precision, device, sharded, getattr(data, split))
 
     other = policy()[0]
     with torch.no_grad():

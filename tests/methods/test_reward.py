@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aira.methods.reward import Reward, pair_calibration_error
-from aira.models.backbone import load_model, load_tokenizer
+from aira.models.loading import load_model, load_tokenizer
 from tests.methods.fitting import CONSTANT, OPTIMIZER, TRL, Log, fit, write
 
 ROWS = [

@@ -14,7 +14,7 @@ from aira.methods.dpo import DPO
 from aira.methods.reward import Reward
 from aira.methods.sft import SFT
 from aira.methods.toxicity import Toxicity
-from aira.models.backbone import load_model, load_tokenizer
+from aira.models.loading import load_model, load_tokenizer
 from tests.methods import fitting
 from tests.methods.fitting import CONSTANT
 

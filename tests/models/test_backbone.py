@@ -10,10 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from aira.data.trees import Tree, pack
 from aira.errors import AiraError
 from aira.files import locate
-from aira.models.backbone import content, hidden_states, load_config, load_model, load_tokenizer, unwrap
 from aira.models.export import export
+from aira.models.forward import hidden_states, unwrap
 from aira.models.head import cross_entropy
+from aira.models.loading import load_config, load_model, load_tokenizer
 from aira.models.template import SPECIAL_TOKENS
+from aira.models.weights import weights_hash
 from tests.models.conftest import CAUSAL, make
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
@@ -215,7 +217,7 @@ def test_what_a_model_is_told_by(shape, changed):
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     with torch.no_grad():
         assert (one(ids).logits - other(ids).logits).abs().max() > 1e-4
-    assert content(one) != content(other)
+    assert weights_hash(one) != weights_hash(other)
 
 
 def test_what_a_model_is_not_told_by(tmp_path):
@@ -223,15 +225,15 @@ def test_what_a_model_is_not_told_by(tmp_path):
     tokenizer, added = load_tokenizer(TINY)
     torch.manual_seed(0)
     model = load_model(TINY, tokenizer, added, config=GPT2)
-    first = content(model)
+    first = weights_hash(model)
     for folder in ("a", "b"):
         export(model, tokenizer, tmp_path / folder, "card")
-        assert content(load(str(tmp_path / folder))[0]) == first
-    assert content(load(str(tmp_path / "a"), lora=LORA)[0]) == first
-    others = [content(load(str(tmp_path / "a"), attn_implementation="sdpa")[0]), content(model.bfloat16())]
+        assert weights_hash(load(str(tmp_path / folder))[0]) == first
+    assert weights_hash(load(str(tmp_path / "a"), lora=LORA)[0]) == first
+    others = [weights_hash(load(str(tmp_path / "a"), attn_implementation="sdpa")[0]), weights_hash(model.bfloat16())]
     for place in (0, -1):
         other = load(str(tmp_path / "a"))[0]
         with torch.no_grad():
             [*other.parameters()][place].flatten()[-1] += 1
-        others.append(content(other))
+        others.append(weights_hash(other))
     assert len({first, *others}) == 5

@@ -10,8 +10,8 @@ from aira.data.schemas import BadRow
 from aira.data.tokenize import encode
 from aira.errors import AiraError
 from aira.inference.scorers import ScoringModel
-from aira.models.backbone import end_tokens, load_config, load_model, load_tokenizer
 from aira.models.export import export
+from aira.models.loading import end_tokens, load_config, load_model, load_tokenizer
 
 TINY = "pkg://aira.models/tiny/causal"
 SHAPE = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 64}

@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from aira.files import locate
 from aira.inference.generation import answer, prompt_ids
-from aira.models.backbone import end_tokens, load_config, load_model, load_tokenizer
 from aira.models.export import export
+from aira.models.loading import end_tokens, load_config, load_model, load_tokenizer
 from tests.models.conftest import CAUSAL, make
 
 TINY = "pkg://aira.models/tiny/causal"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aira.data.trees import Tree, pack, pad
-from aira.models.backbone import hidden_states, keys_and_values
+from aira.models.forward import hidden_states, keys_and_values
 from aira.models.head import log_probs
 
 

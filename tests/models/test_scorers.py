@@ -6,8 +6,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from aira.data.tokenize import encode_scorer
 from aira.data.trees import Tree, pack, pad
-from aira.models.backbone import load_model, load_tokenizer, scores
 from aira.models.export import export
+from aira.models.forward import scores
+from aira.models.loading import load_model, load_tokenizer
 from tests.models.conftest import CAUSAL, ENCODERS
 
 TINY = "pkg://aira.models/tiny/causal"

@@ -19,8 +19,9 @@ from aira.data.trees import Tree, pack
 from aira.errors import AiraError
 from aira.files import locate
 from aira.inference.scorers import ScoringModel
-from aira.models.backbone import hidden_states, load_model, load_tokenizer, unwrap
 from aira.models.export import export
+from aira.models.forward import hidden_states, unwrap
+from aira.models.loading import load_model, load_tokenizer
 from tests.models.conftest import CAUSAL, ENCODERS, make
 
 TEXTS = ["Thank you for the lovely evening.", "Shut your mouth, you fool.", "It is 5."]

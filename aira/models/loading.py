@@ -1,21 +1,16 @@
 """Loading a backbone: from the hub, a folder, a GGUF file in a package, or fresh from an architecture."""
 
 import contextlib
-import hashlib
-import inspect
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    DynamicCache,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -23,10 +18,11 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from aira.data.trees import Row
-from aira.errors import AiraError, reason_of
+from aira.errors import AiraError
 from aira.files import check_exists
-from aira.models.attention import Cached, added_mask, dense_mask
+from aira.models.families import FAMILIES, score_label, verified
+from aira.models.forward import unwrap
+from aira.models.lora import add_lora
 from aira.models.template import apply_template, prepare_scorer
 from aira.models.weights import (
     ADAPTER,
@@ -41,9 +37,6 @@ from aira.models.weights import (
     merged,
     without_report,
 )
-
-VERIFIED = {"causal": ("gpt2", "opt", "llama", "bloom"), "encoder": ("bert", "roberta")}
-"""Architectures whose packed rows (causal) or padded branches (encoder) tests hold to separate forward passes."""
 
 
 def load_tokenizer(
@@ -132,11 +125,11 @@ def load_config(
             f"{path} is a {settings.model_type} model, and the model group is for {config['model_type']}: name the "
             "group that it was trained with, model=<name>."
         )
-    verified = [name for family, names in VERIFIED.items() if role in (family, None) for name in names]
-    if settings.model_type not in verified:
+    known = verified(role)
+    if settings.model_type not in known:
         raise AiraError(
             f"{path} is a {settings.model_type} model. Verified {f'{role} ' if role else ''}architectures are "
-            f"{', '.join(verified)}; another might give wrong numbers silently, so it is refused."
+            f"{', '.join(known)}; another might give wrong numbers silently, so it is refused."
         )
     if head == "lm" and any(name.endswith("ForSequenceClassification") for name in settings.architectures or ()):
         raise AiraError(f"{path} is a scorer, without a language-model head. Start from the model that it was made of.")
@@ -161,12 +154,6 @@ def _check_settings(path: str, config: PretrainedConfig, quantized: bool) -> Non
             f"{path} is quantized (quantization_config in its config.json is {str(found)[:60]}), and such weights are "
             "not read. Take the model that it was made of, in float32, float16 or bfloat16."
         )
-
-
-def score_label(config: PretrainedConfig) -> str | None:
-    """What a high score of a scorer stands for, by its `id2label`; None for a language model."""
-    scorer = any("SequenceClassification" in name for name in config.architectures or ())
-    return config.id2label[0] if scorer else None
 
 
 def as_list(ids: int | list[int] | None) -> list[int]:
@@ -256,8 +243,7 @@ def load_model(
     if activation == "gelu_new":
         settings.activation_function = "gelu_pytorch_tanh"  # the same function, in one kernel in place of eight
     source, arguments, adapter = _source(path, **where)
-    if settings.model_type == "bloom":
-        attn_implementation = "eager"  # Transformers has no other for it
+    attn_implementation = FAMILIES[settings.model_type].attention or attn_implementation
     dtype_and_attention = {"attn_implementation": attn_implementation, "dtype": torch.float32}
     info: dict[str, Any] = {}
     with explained(path), without_report():
@@ -300,7 +286,7 @@ def load_model(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora and lora["r"]:
-        model = _add_lora(model, lora, added, head)
+        model = add_lora(model, lora, added, head)
     if compile:
         unwrap(model).base_model.compile(dynamic=True)
     training: nn.Module = model.train()  # Transformers loads in evaluation mode, without dropout and checkpointing
@@ -352,140 +338,3 @@ def _add_embeddings(model: PreTrainedModel, added: list[int], vocabulary: int) -
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         if layer is not None and added:
             layer.weight[added] = layer.weight[: min(vocabulary - len(added), rows)].mean(dim=0)
-
-
-def _add_lora(model: PreTrainedModel, lora: dict[str, Any], added: list[int], head: str) -> nn.Module:
-    """Adapters on linear layers; the rows of added tokens and a new score head are trained beside them."""
-    from peft import LoraConfig, get_peft_model
-
-    embeddings = {id(model.get_input_embeddings())}
-    if not model.config.tie_word_embeddings and model.get_output_embeddings() is not None:
-        embeddings.add(id(model.get_output_embeddings()))
-    names = [name for name, module in model.named_modules() if id(module) in embeddings]
-    settings = LoraConfig(
-        r=lora["r"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
-        target_modules=lora["target_modules"],
-        trainable_token_indices=dict.fromkeys(names, added) if added else None,
-        fan_in_fan_out=model.config.model_type == "gpt2",
-        task_type="SEQ_CLS" if head == "score" else None,
-    )
-    adapted: nn.Module = get_peft_model(model, settings)
-    return adapted
-
-
-def device_of(name: str) -> str:
-    """Where a model runs that `device` names.
-
-    Raises:
-        AiraError: there is no such device.
-    """
-    if name == "auto":
-        return f"cuda:{os.environ.get('LOCAL_RANK') or 0}" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:
-        raise AiraError(f"device={name}: {reason_of(error)} (device=cpu runs everywhere.)") from error
-    return name
-
-
-def unwrap(model: Any) -> PreTrainedModel:
-    """The Transformers model inside a `peft.PeftModel`, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-NAMES = ("_name_or_path", "architectures", "transformers_version", "n_ctx")
-"""Keys of a configuration on which no number depends; a model's class is told by itself."""
-
-
-def content(model: nn.Module) -> str:
-    """A hash of all that a model computes with: class, attention, weights with their types, and configurations.
-
-    Adapters are left out: a policy's do nothing before the first step, so it has the same reference with them and
-    without.
-    """
-    network = unwrap(model)
-    parts = [
-        network.config,
-        getattr(network, "generation_config", None),
-    ]  # the second has the tokens that end an answer
-    settings = [{key: value for key, value in part.to_dict().items() if key not in NAMES} for part in parts if part]
-    told = [type(network).__name__, network.config._attn_implementation, settings]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
-    for name, tensor in network.state_dict().items():
-        if "lora_" not in name and "trainable_tokens_" not in name:
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-UNLIMITED = 10**9
-"""The context of a model that has no positions of its own."""
-
-
-def context_length(config: PretrainedConfig) -> int:
-    """The longest sequence that a model of this configuration can read, in tokens."""
-    positions = int(getattr(config, "max_position_embeddings", None) or UNLIMITED)
-    return positions - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)  # RoBERTa counts from there
-
-
-@torch.no_grad()
-def keys_and_values(model: nn.Module, tokens: list[int]) -> Cached:
-    """What the attention layers of a causal model make of tokens that many trees begin with."""
-    backbone = unwrap(model).base_model
-    cache = DynamicCache()
-    backbone(
-        input_ids=torch.tensor([tokens], device=backbone.device), use_cache=True, **_cache_argument(backbone, cache)
-    )
-    return [(layer.keys, layer.values) for layer in cache.layers]
-
-
-def _cache_argument(backbone: PreTrainedModel, cache: DynamicCache) -> dict[str, DynamicCache]:
-    """The cache under the name that this release of Transformers has for it: `past_key_values`, then `cache`."""
-    new = "cache" in inspect.signature(backbone.forward).parameters
-    return {"cache" if new else "past_key_values": cache}
-
-
-def hidden_states(model: nn.Module, row: Row, cached: Cached | None = None) -> Tensor:
-    """Run the backbone, without its head, over a row.
-
-    Args:
-        cached: of the tokens that `aira.data.trees.pack` left out, from `keys_and_values`; not for `sdpa`.
-
-    Returns:
-        [R * T, hidden size], in the order that `Row.source` and `Row.end` count in.
-    """
-    backbone = unwrap(model).base_model
-    arguments: dict[str, Any] = {"attention_mask": row.attention_mask}
-    if row.spans is not None:
-        arguments = {"position_ids": row.position_ids, "use_cache": False}
-        if backbone.config._attn_implementation == "trees":
-            # Transformers passes a 4-D mask on untouched: an empty one keeps it from building one for the row
-            arguments |= {"trees": row.spans, "cached": cached, "attention_mask": row.input_ids.new_empty((1, 1, 0, 0))}
-        elif backbone.config._attn_implementation == "eager":
-            before = cached[0][0].shape[2] if cached else 0
-            arguments["attention_mask"] = added_mask(dense_mask(row.spans, row.input_ids.device, before))
-            if cached:
-                arguments |= _cache_argument(backbone, DynamicCache(cached))
-        else:
-            arguments["attention_mask"] = dense_mask(row.spans, row.input_ids.device)
-    elif row.token_type_ids is not None:
-        arguments["token_type_ids"] = row.token_type_ids
-    hidden: Tensor = backbone(input_ids=row.input_ids, **arguments).last_hidden_state
-    return hidden.flatten(0, 1)
-
-
-def scores(model: nn.Module, row: Row) -> Tensor:
-    """Score every branch of a row: a causal model reads its last token, an encoder pools as its architecture does.
-
-    Returns:
-        [B] float32.
-    """
-    network = unwrap(model)
-    if row.spans is not None:
-        found: Tensor = network.score(hidden_states(model, row)[row.end])
-    else:
-        segments = {} if row.token_type_ids is None else {"token_type_ids": row.token_type_ids}
-        found = network(input_ids=row.input_ids, attention_mask=row.attention_mask, **segments).logits
-    return found[:, 0].float()

@@ -1,0 +1,94 @@
+"""The forward pass over a row, packed or padded: hidden states, scores, and keys and values to go on from."""
+
+import inspect
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from aira.data.trees import Row
+from aira.errors import AiraError, reason_of
+from aira.models.attention import Cached, added_mask, dense_mask
+
+
+def device_of(name: str) -> str:
+    """Where a model runs that `device` names.
+
+    Raises:
+        AiraError: there is no such device.
+    """
+    if name == "auto":
+        return f"cuda:{os.environ.get('LOCAL_RANK') or 0}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:
+        raise AiraError(f"device={name}: {reason_of(error)} (device=cpu runs everywhere.)") from error
+    return name
+
+
+def unwrap(model: Any) -> PreTrainedModel:
+    """The Transformers model inside a `peft.PeftModel`, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@torch.no_grad()
+def keys_and_values(model: nn.Module, tokens: list[int]) -> Cached:
+    """What the attention layers of a causal model make of tokens that many trees begin with."""
+    backbone = unwrap(model).base_model
+    cache = DynamicCache()
+    backbone(
+        input_ids=torch.tensor([tokens], device=backbone.device), use_cache=True, **_cache_argument(backbone, cache)
+    )
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _cache_argument(backbone: PreTrainedModel, cache: DynamicCache) -> dict[str, DynamicCache]:
+    """The cache under the name that this release of Transformers has for it: `past_key_values`, then `cache`."""
+    new = "cache" in inspect.signature(backbone.forward).parameters
+    return {"cache" if new else "past_key_values": cache}
+
+
+def hidden_states(model: nn.Module, row: Row, cached: Cached | None = None) -> Tensor:
+    """Run the backbone, without its head, over a row.
+
+    Args:
+        cached: of the tokens that `aira.data.trees.pack` left out, from `keys_and_values`; not for `sdpa`.
+
+    Returns:
+        [R * T, hidden size], in the order that `Row.source` and `Row.end` count in.
+    """
+    backbone = unwrap(model).base_model
+    arguments: dict[str, Any] = {"attention_mask": row.attention_mask}
+    if row.spans is not None:
+        arguments = {"position_ids": row.position_ids, "use_cache": False}
+        if backbone.config._attn_implementation == "trees":
+            # Transformers passes a 4-D mask on untouched: an empty one keeps it from building one for the row
+            arguments |= {"trees": row.spans, "cached": cached, "attention_mask": row.input_ids.new_empty((1, 1, 0, 0))}
+        elif backbone.config._attn_implementation == "eager":
+            before = cached[0][0].shape[2] if cached else 0
+            arguments["attention_mask"] = added_mask(dense_mask(row.spans, row.input_ids.device, before))
+            if cached:
+                arguments |= _cache_argument(backbone, DynamicCache(cached))
+        else:
+            arguments["attention_mask"] = dense_mask(row.spans, row.input_ids.device)
+    elif row.token_type_ids is not None:
+        arguments["token_type_ids"] = row.token_type_ids
+    hidden: Tensor = backbone(input_ids=row.input_ids, **arguments).last_hidden_state
+    return hidden.flatten(0, 1)
+
+
+def scores(model: nn.Module, row: Row) -> Tensor:
+    """Score every branch of a row: a causal model reads its last token, an encoder pools as its architecture does.
+
+    Returns:
+        [B] float32.
+    """
+    network = unwrap(model)
+    if row.spans is not None:
+        found: Tensor = network.score(hidden_states(model, row)[row.end])
+    else:
+        segments = {} if row.token_type_ids is None else {"token_type_ids": row.token_type_ids}
+        found = network(input_ids=row.input_ids, attention_mask=row.attention_mask, **segments).logits
+    return found[:, 0].float()
