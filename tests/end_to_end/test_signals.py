@@ -89,7 +89,8 @@ def test_a_killed_rank_ends_the_others(tmp_path, killed):
     other = child_of(process)
     os.kill((process.pid, other)[killed], signal.SIGKILL)
     printed, _ = process.communicate(timeout=60)  # until both have closed the pipe
-    assert process.returncode == (-signal.SIGKILL if killed == 0 else 2), printed
+    # where the first rank is slow to end, Lightning's observer of the other kills it, once it has said why
+    assert process.returncode in ((-signal.SIGKILL,) if killed == 0 else (2, -signal.SIGKILL)), printed
     assert "Another process of this run has ended" in printed and "Go on with ckpt_path=" in printed
     assert not os.path.exists(f"/proc/{other}/fd") or not os.listdir(f"/proc/{other}/fd")
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from aira.files import damage
-from aira.sweeps import _Watch, examples, parsed, table
+from aira.config.spaces import examples, parsed
+from aira.sweeps import _Watch, table
 from aira.trials import run_trial
 from tests.end_to_end.command import SMALL, run, start
 
