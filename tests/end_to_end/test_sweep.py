@@ -10,8 +10,8 @@ import optuna
 import pytest
 import yaml
 
-from aira.files import damage
 from aira.config.spaces import examples, parsed
+from aira.files import damage
 from aira.sweeps import _Watch, table
 from aira.trials import run_trial
 from tests.end_to_end.command import SMALL, run, start
@@ -92,7 +92,7 @@ def test_a_sweep_for_weights_and_biases(tmp_path):
     assert "wandb sweep --project aira search/sweep.yaml" in printed.replace(f"{tmp_path}/", "")
     assert spec["parameters"]["optimizer.lr"] == {"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-3}
     assert spec["metric"] == {"name": "val/rewards/accuracies", "goal": "maximize"} and spec["method"] == "bayes"
-    assert spec["command"][1:] == ["python", "${program}", "method=dpo", "seed=3", "logger=wandb", "${args_no_hyphens}"]
+    assert spec["command"][1:] == ["${program}", "train", "method=dpo", "seed=3", "logger=wandb", "${args_no_hyphens}"]
 
 
 def test_spaces():
