@@ -908,6 +908,34 @@ def test_a_group_of_the_users_own(monkeypatch, tmp_path, capsys, where):
     assert "mine" in options("model") and "gpt2-tiny" in options("model")
 
 
+MINE = {
+    "an open brace": ("name: mine\nconfig: {n_layer: 2\n", r"mine\.yaml, line \d+, column \d+: "),
+    "a tab": ("defaults: [gpt2-tiny]\nconfig:\n\tn_layer: 2\n", r"mine\.yaml, line 3, column 1: "),
+    "nothing to begin with": ("name: mine\nconfig: {n_layer: 2}\n", r"its file has no \w+. Begin it with a line"),
+    "a misspelt key": ("defaults: [gpt2-tiny]\nname: mine\nconfg: {n_layer: 2}\n", r"its key confg. .*'config'"),
+    "a key of another": ("defaults: [gpt2-tiny]\nname: mine\nbatch_size: 2\n", r"nothing reads its key batch_size"),
+    "a misspelt base": ("defaults: [_tny]\nname: mine\n", "_tny"),
+}
+
+
+@pytest.mark.parametrize("content, told", MINE.values(), ids=MINE)
+def test_a_file_of_the_users_own_with_a_mistake(monkeypatch, tmp_path, content, told):
+    """Catches a traceback, and a key that is read by nobody."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text(content)
+    with pytest.raises(AiraError, match=told):
+        compose_config("train", ["model=mine"])
+
+
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["report", "--help"], ["train", "--cfg", "job"]])
+def test_help_to_a_reader_of_one_line(arguments):
+    """Catches a traceback behind `| head -1`."""
+    command = f"{sys.executable} -m aira {' '.join(arguments)} | head -1"
+    shown = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in shown.stderr and "Broken pipe" not in shown.stderr and shown.stdout.count("\n") == 1
+
+
 def test_a_config_dir_that_is_not_there(monkeypatch, capsys):
     """Catches Hydra's traceback."""
     for given in (["--config-dir", "nowhere"], ["--config-dir"], ["--config-dir="]):

@@ -49,6 +49,8 @@ def check(config_name: str) -> None:
     except AiraError as error:
         fail(error)
     arguments = get_args_parser().parse_args()
+    if arguments.help or arguments.hydra_help or arguments.info:
+        _end_with_the_reader()
     if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.config_name or arguments.info:
         return
     try:
@@ -112,6 +114,11 @@ def _replace_what_cannot_be_shown() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _end_with_the_reader() -> None:
+    """Leave as other programs do where nobody reads on, such as behind `| head`."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def _find_the_users_own() -> None:
@@ -216,6 +223,7 @@ def command(config_name: str) -> Callable[[Callable[[], None]], Callable[[], Non
             try:
                 _find_the_users_own()
                 if {"-h", "--help"} & set(sys.argv[1:]):
+                    _end_with_the_reader()
                     told = sys.modules[run.__module__].__doc__
                     print(f"{told}\n{conf_file(config_name).read_text(encoding='utf-8')}")
                 else:

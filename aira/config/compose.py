@@ -6,6 +6,7 @@ A wrong name or value is answered within a second, with the nearest valid one.
 import inspect
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
@@ -58,7 +59,12 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
             cfg = compose(config_name, overrides)
             values = plain(cfg)
             recipe = defaults.hydra.runtime.choices.get("experiment")
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+                where = error.problem_mark
+                raise AiraError(
+                    f"{where.name}, line {where.line + 1}, column {where.column + 1}: {error.problem}."
+                ) from error
             raise AiraError(_source_missing(error, locals().get("cfg"))) from error
     if recipe:
         check_recipe(recipe, values)

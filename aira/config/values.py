@@ -2,15 +2,21 @@
 
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from aira.config.bounds import ABOVE_0, ANY, BELOW_1, NO_FP16, check_choice, range_of
-from aira.config.conf import chosen_by, options, role_of
+from aira.config.conf import chosen_by, conf_file, options, role_of
 from aira.config.record import flat
-from aira.errors import AiraError
+from aira.errors import AiraError, nearest
 
 
 def _is_column(value: Any) -> bool:
     names = value if isinstance(value, list) else [value]
     return bool(names) and all(isinstance(name, str) and name for name in names)
+
+
+OF_MODELS = {"lr", "epochs", "exact_match", "max_length"}
+"""What some models have of their own, where others take it from the method or the data."""
 
 
 def check_values(values: dict[str, Any]) -> None:
@@ -50,6 +56,13 @@ def check_values(values: dict[str, Any]) -> None:
     method, model = values.get("method"), values.get("model")
     if not method or not model:
         return
+    for group in ("model", "data"):
+        base = {str(key) for key in OmegaConf.load(conf_file(f"{group}/_base"))}
+        name = values[group].get("name")
+        for key in base - values[group].keys():
+            raise AiraError(f"{group}={name}: its file has no {key}. Begin it with a line `defaults: [_base]`.")
+        for key in values[group].keys() - base - OF_MODELS:
+            raise AiraError(f"{group}={name}: nothing reads its key {key}. {nearest(key, base)}")
     if model["role"] not in method["role"]:
         fitting = [name for name in options("model") if role_of(name) in method["role"]]
         raise AiraError(

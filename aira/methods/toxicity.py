@@ -84,11 +84,14 @@ class Toxicity(Scorer):
     def measured(self, found: Tensor, labels: Tensor) -> dict[str, float]:
         """Choose the threshold, and measure the classes with it."""
         labels, found = labels.flatten(), found.flatten()
-        threshold = best_threshold(found, labels, self.threshold_by)
+        there = {"toxic" if one == TOXIC else "harmless" for one in labels.tolist()}
+        # by texts of one class, any threshold below or above all of them would be the best
+        threshold = best_threshold(found, labels, self.threshold_by) if len(there) == 2 else 0.0
         self.threshold.fill_(threshold)
         figures = class_metrics(found, labels, threshold)
-        there = {"toxic" if one == TOXIC else "harmless" for one in labels.tolist()}
-        why = f"all validation texts are {there.pop()}" if len(there) == 1 else "no text was taken to be of a class"
+        why = "no text was taken to be of a class"
+        if len(there) == 1:
+            why = f"all validation texts are {there.pop()}, so the threshold is 0; more of them may hold both classes"
         self.undefined = {name: why for name in CLASS_METRICS if name not in figures}
         return {"threshold": threshold, **figures}
 

@@ -51,8 +51,13 @@ def explained(path: str) -> Iterator[None]:
         reason = reason_of(error)
         if "safetensors" in reason and not any(Path(path).rglob("*.safetensors*")):
             raise AiraError(f"The model {path} has no weights as safetensors. {PICKLES}") from error
+        if Path(path).is_dir():
+            raise AiraError(
+                f"The model {path} could not be loaded: {reason} Is the folder whole? Copy or download it again."
+            ) from error
+        nowhere = "" if path.startswith("pkg://") else f"There is no folder {path} here.\n"
         raise AiraError(
-            f"The model {path} could not be loaded: {reason}\n"
+            f"The model {path} could not be loaded: {reason}\n{nowhere}"
             "If the hub cannot be reached: model.path=<folder> takes a local copy, model=smollm2-135m comes from "
             "PyPI, and model=gpt2-tiny, opt-tiny, llama-tiny and bert-tiny need no download."
         ) from error

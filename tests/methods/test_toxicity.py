@@ -144,6 +144,7 @@ def test_one_class_to_validate_on(tmp_path, rows, said, monitor, capsys):
 
     if monitor == "val/loss":
         found = run().callback_metrics
+        assert module.threshold.item() == found["val/threshold"] == 0  # not beyond all scores, which flags all, or none
         assert "val/accuracy" in found and "val/auroc" not in found and "val/auprc" not in found
     else:
         with pytest.raises(AiraError, match=f"monitor={monitor} is undefined: .*{said}.*The run is saved"):
