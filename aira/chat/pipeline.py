@@ -1,5 +1,7 @@
 """The chat: n answers are sampled, those that the guard flags are dropped, the one with the highest reward is given."""
 
+import hashlib
+import json
 import math
 import re
 import warnings
@@ -19,6 +21,7 @@ from aira.inference.scorers import ScoringModel
 from aira.models.families import context_length, score_label
 from aira.models.loading import load_config, load_model, load_tokenizer
 from aira.models.template import use_own_template
+from aira.models.weights import weights_hash
 
 CHOSEN, UNCHOSEN, FLAGGED, EMPTY = "chosen", "unchosen", "flagged", "empty"
 
@@ -157,6 +160,15 @@ class Chat:
         self.sampling: dict[str, float] = {"repetition_penalty": repetition_penalty}
         if temperature:
             self.sampling |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+
+    def key(self) -> str:
+        """A short hash of all that answers depend on beside the messages and the seed: models, sampling and guard."""
+        models = [
+            one and weights_hash(one) for one in (self.model, *(s and s.model for s in (self.reward, self.guard)))
+        ]
+        settings = [self.n, self.sampling, self.max_new_tokens, self.guard_reads, self.sign, self.threshold]
+        told = json.dumps([models, settings, self.default_message], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     @staticmethod
     def _check_roles(model: str, reward: str | None, toxicity: str | None, high_score: str | None) -> None:

@@ -116,11 +116,19 @@ def answer_file(chat: Any, rows: list[list[dict[str, str]]], output: Path, seed:
     """Answer conversations into a JSON Lines file, a row each; rows that are there are not answered again.
 
     Raises:
-        AiraError: the file holds answers to other conversations, or something else, or another process writes it.
+        AiraError: the file holds answers to other conversations, by another model, with other settings, or something
+            else, or another process writes it.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     with locked(output.with_name(f".{output.name[:50]}.lock"), output), output.open("a", encoding="utf-8") as file:
         lines = _kept(output, rows)
+        made_by = f"{chat.key()}-{seed}" if rows else ""
+        for number, line in enumerate(lines, start=1):
+            if json.loads(line).get("made_by") != made_by:
+                raise AiraError(
+                    f"{output}, row {number}: it was answered by another model, or with other settings. Name another "
+                    "output=, or give the same ones."
+                )
         file.truncate(sum(len(line) + 1 for line in lines))
         for i in tqdm(range(len(lines), len(rows)), initial=len(lines), total=len(rows), desc="Answers"):
             *history, last = rows[i]
@@ -128,7 +136,7 @@ def answer_file(chat: Any, rows: list[list[dict[str, str]]], output: Path, seed:
                 reply = chat.reply(last["content"], history, seed=seed + i)
             except AiraError as error:
                 raise AiraError(f"Row {i + 1}: {error}") from error
-            file.write(as_json({"messages": rows[i], **asdict(reply)}, ensure_ascii=False) + "\n")
+            file.write(as_json({"messages": rows[i], **asdict(reply), "made_by": made_by}, ensure_ascii=False) + "\n")
             file.flush()
 
 

@@ -33,8 +33,8 @@ def test_one_message(exports):
     assert all(f"{role}: {exports}/" in done.stderr for role in ("chat_model", "reward_model", "toxicity_model"))
 
 
-def test_a_file(exports, tmp_path, monkeypatch):
-    """Catches rows that are answered twice, lost, or differently after a kill."""
+def test_a_file(exports, tmp_path, monkeypatch, capsys):
+    """Catches rows that are answered twice, lost, or differently after a kill, and answers of two kinds in one file."""
     rows = [{"prompt": f"What is {i} + {i}?"} for i in range(4)]
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     rows.append({"messages": [*talk, {"role": "user", "content": "Who are you?"}]})
@@ -45,6 +45,11 @@ def test_a_file(exports, tmp_path, monkeypatch):
     assert [json.loads(line)["messages"][-1]["content"] for line in whole.splitlines()][4] == "Who are you?"
     (tmp_path / "out.jsonl").write_text(whole[: len(whole) // 2])  # killed within a row
     command(monkeypatch, *given)
+    assert (tmp_path / "out.jsonl").read_text() == whole
+    for other in ("toxicity_model=none", "reward_model=none", "temperature=0.5", "max_new_tokens=9", "seed=4"):
+        with pytest.raises(SystemExit):
+            command(monkeypatch, *given, other)
+        assert "answered by another model, or with other settings" in capsys.readouterr().err
     assert (tmp_path / "out.jsonl").read_text() == whole
     (tmp_path / "in.jsonl").write_text('{"prompt": "Another?"}\n')
     with pytest.raises(SystemExit):
