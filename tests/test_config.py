@@ -171,6 +171,8 @@ WRONG = [
     ("lr=1", "Did you mean 'optimizer.lr'?"),
     ("batch_size=1", "Did you mean 'data.batch_size'?"),
     ("learning_rate=1", "Did you mean 'optimizer.lr'?"),
+    ("gradient_accumulation_steps=4", "Did you mean 'data.batch_size'?"),
+    ("trainer.accumulate_grad_batches=2", "Did you mean 'data.batch_size'?"),
     ("method.beta=1", "method=sft does not read it. method.beta is for method=dpo."),
     ("label_smoothing=0", "method.label_smoothing is for method=dpo and method=reward."),
     ("model.config.n_layr=2", "Did you mean 'model.config.n_layer'?"),

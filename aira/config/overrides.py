@@ -28,6 +28,8 @@ ELSEWHERE = {
     "epochs": "trainer.max_epochs",
     "per_device_train_batch_size": "data.batch_size",
     "gpus": "trainer.devices",
+    "gradient_accumulation_steps": "data.batch_size",  # which is that of a whole step; data.tokens_per_row divides it
+    "trainer.accumulate_grad_batches": "data.batch_size",
 }
 """What TRL, Transformers and others call keys that have another name here."""
 
