@@ -110,8 +110,8 @@ def _models(values: dict[str, Any]) -> dict[str, str]:
             newest = next(exports(values["output_dir"]), None)
             if newest is None:
                 raise AiraError(
-                    f"model.path=last: no run below {values['output_dir']}/ has an export. Train first (python "
-                    "aira train), or name a model: model.path=<folder or hub id>, or model=gpt2-124m."
+                    f"model.path=last: no run below {values['output_dir']}/ has an export. Train first (aira "
+                    "train), or name a model: model.path=<folder or hub id>, or model=gpt2-124m."
                 )
             paths = [str(newest)]
         elif "*" in given and not Path(given).exists():

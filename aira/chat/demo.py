@@ -257,18 +257,6 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
         changed = spoken.change(rename, spoken, renamed, cancels=[answered], show_progress="hidden", **private)
         changed.then(begin, spoken, cleared, **in_turn)
         changed.then(lambda code: headed(code, "rows", []), spoken, found, **private)
-        gr.on([query.submit, search.click], look, [spoken, query, over], found, **private)
-        # An answer that is being shown would fill the conversation again: it is ended, and waited for.
-        cleared = [conversation, history, candidates, forgotten]
-        gr.on([reset.click, conversation.clear], begin, spoken, cleared, cancels=[answered], **in_turn)
-        spoken.change(
-            rename,
-            spoken,
-            [*(part for part, _, _ in shown), over],
-            cancels=[answered],
-            show_progress="hidden",
-            **private,
-        ).then(begin, spoken, cleared, **in_turn).then(lambda code: headed(code, "rows", []), spoken, found, **private)
 
     fonts: Any = ["system-ui", "sans-serif"]  # those of the machine: nothing is fetched
     _, address, _ = page.queue(max_size=values["demo"]["max_waiting"], api_open=False).launch(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from collections import Counter
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -78,6 +79,16 @@ def test_the_table_of_candidates():
 def test_languages_say_the_same():
     assert TEXTS["en"].keys() == TEXTS["pt"].keys()
     assert TEXTS["en"]["fates"].keys() == TEXTS["pt"]["fates"].keys()
+
+
+def test_each_event_is_answered_once(overrides):
+    """Catches a search, a new conversation or a change of language that is wired twice, and so done twice."""
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[demo]'")
+    page, _ = serve(Demo(overrides), "en")
+    page.close()
+    answering = [function for function in page.fns.values() if not function.cancels]  # Gradio cancels by one more
+    wired = Counter(target for function in answering for target in function.targets if target[1] != "then")
+    assert len(wired) == 7 and set(wired.values()) == {1}, wired
 
 
 @contextlib.contextmanager

@@ -154,7 +154,7 @@ def test_benchmarks_of_chat_models_on_real_files(exports, tmp_path, data_folder)
         (["eval.tasks=[arc_chalenge]"], "Did you mean 'arc_challenge'"),
         (["eval.tasks=[told_br]", "model.path={folder}/toxicity"], "set eval.data_dir="),
         (["eval.published=[GPT2]"], "no such line was published"),
-        (["model.path=last", "output_dir=nowhere"], "Train first"),
+        (["model.path=last", "output_dir=nowhere"], r"Train first \(aira train\)"),
         (["models=[nothing/*]"], "nothing has such a name"),
         (["compare=[nowhere,nowhere]"], "holds no evaluation"),
         (["eval.precision=half"], "valid are 32-true, bf16-mixed"),
