@@ -107,7 +107,7 @@ def _check_free(folder: Path, values: dict[str, Any], many: bool) -> None:
         return
     begun = many or "search.json" in there or "sweep.yaml" in there
     if not results and (begun if many or values.get("sweep") else ".hydra" in there):
-        differing = [] if begun else _differing(folder, values)
+        differing = [] if begun else differing_from(folder, values)
         if not differing:
             return
         raise AiraError(
@@ -126,7 +126,12 @@ def _check_free(folder: Path, values: dict[str, Any], many: bool) -> None:
     )
 
 
-def _differing(folder: Path, values: dict[str, Any]) -> list[str]:
+def differing_from(folder: Path, values: dict[str, Any]) -> list[str]:
+    """In what a configuration differs from the one that the run in a folder has written down, a key each.
+
+    Raises:
+        AiraError: there is none, or it cannot be read.
+    """
     there, here = identity(read_config(folder)), identity(values)
     keys = dict.fromkeys([*here, *there])
     return [f"{key}={there.get(key)} there, {here.get(key)} here" for key in keys if there.get(key) != here.get(key)]

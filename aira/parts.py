@@ -1,6 +1,6 @@
 """What callbacks and loggers may have to do at the end of a run, so that none of them is known by name there."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Finished:
     best: bool
     started: float
     metrics: dict[str, float]
-    environment: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any]
 
 
 class Part:

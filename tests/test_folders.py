@@ -54,7 +54,7 @@ def test_two_commands_of_one_second(tmp_path, monkeypatch):
     found = []
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", ["train.py", "seed=3"])
-        monkeypatch.setattr(aira.commands.shell, "composed_folder", lambda *_: "outputs/day/now")
+        monkeypatch.setattr(aira.commands.shell, "composed_value", lambda *_: "outputs/day/now")
         aira.commands.shell.check("train")
         found.append(sys.argv[-1])
     assert found == ["hydra.run.dir=outputs/day/now", "hydra.run.dir=outputs/day/now-2"]

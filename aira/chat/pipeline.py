@@ -11,8 +11,9 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from aira.config.bounds import CHOICES, range_of
+from aira.config.bounds import check_choice, check_number
 from aira.data.schemas import BadRow, Message
+from aira.data.tokenize import tokenizer_content
 from aira.data.trees import Tree
 from aira.errors import AiraError
 from aira.files import locate, passed_over
@@ -105,9 +106,8 @@ class Chat:
         tokens_per_row: int = 1024,
     ) -> None:
         _check(max_new_tokens=max_new_tokens, tokens_per_row=tokens_per_row)
-        for key, value in (("guard.reads", guard_reads), ("guard.high_score", high_score)):
-            if value not in CHOICES[key]:
-                raise AiraError(f"{key}={value}: valid are {', '.join(map(str, CHOICES[key]))}.")
+        check_choice("guard.reads", guard_reads)
+        check_choice("guard.high_score", high_score)
         if language not in DEFAULT_MESSAGES:
             raise AiraError(f"language={language}: valid are {', '.join(DEFAULT_MESSAGES)}.")
         self.set_sampling(n, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
@@ -161,13 +161,18 @@ class Chat:
         if temperature:
             self.sampling |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
 
+    def made_of(self) -> dict[str, list[str]]:
+        """Hashes of the `weights` and `tokenizers` of the chat model and of the scorers that there are."""
+        models = [one for one in (self, self.reward, self.guard) if one]
+        return {
+            "weights": [weights_hash(one.model) for one in models],
+            "tokenizers": [tokenizer_content(one.tokenizer) for one in models],
+        }
+
     def key(self) -> str:
         """A short hash of all that answers depend on beside the messages and the seed: models, sampling and guard."""
-        models = [
-            one and weights_hash(one) for one in (self.model, *(s and s.model for s in (self.reward, self.guard)))
-        ]
         settings = [self.n, self.sampling, self.max_new_tokens, self.guard_reads, self.sign, self.threshold]
-        told = json.dumps([models, settings, self.default_message], sort_keys=True)
+        told = json.dumps([self.made_of(), settings, self.default_message], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     @staticmethod
@@ -297,8 +302,7 @@ def role_of(export: Path) -> str:
 def _check(**numbers: float) -> None:
     """Each number is one that its setting may be."""
     for name, value in numbers.items():
-        if (allowed := range_of(name)) and value not in allowed:
-            raise AiraError(f"{name}={value}: it must be {allowed}.")
+        check_number(name, value)
 
 
 def _sigmoid(score: float) -> float:

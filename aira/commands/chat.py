@@ -85,11 +85,15 @@ START = b'{"messages": ['
 """How a row of answers begins."""
 
 
-def _kept(output: Path, rows: list[list[dict[str, str]]]) -> list[bytes]:
+def _kept(output: Path, rows: list[list[dict[str, str]]], made_by: str | None = None) -> list[bytes]:
     """The rows of answers that are there already; nothing else is ever cut off but a row that was begun.
 
+    Args:
+        made_by: what answers; None where that is not known yet.
+
     Raises:
-        AiraError: it is a folder, or cannot be written, or holds something else, or answers to other conversations.
+        AiraError: it is a folder, or cannot be written, or holds something else, or answers to other conversations, or
+            by another model, or with other settings.
     """
     if not output.exists():
         check_writable("output", str(output.parent))
@@ -102,13 +106,18 @@ def _kept(output: Path, rows: list[list[dict[str, str]]]) -> list[bytes]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            messages, there = row["messages"], row["text"]
+            messages, there, maker = row["messages"], row["text"], row.get("made_by")
         except (ValueError, TypeError, KeyError, RecursionError):
-            messages, there = None, None
+            messages, there, maker = None, None, None
         if there is None:
             raise AiraError(f"output={output}, row {number}: this is no answer of this command. Name another file.")
         if messages != (rows[number - 1] if number <= len(rows) else messages):
             raise AiraError(f"{output}, row {number}: it answers another conversation. Name another output=.")
+        if made_by is not None and maker != made_by:
+            raise AiraError(
+                f"{output}, row {number}: it was answered by another model, or with other settings. Name another "
+                "output=, or give the same ones."
+            )
     return lines
 
 
@@ -121,14 +130,8 @@ def answer_file(chat: Any, rows: list[list[dict[str, str]]], output: Path, seed:
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     with locked(output.with_name(f".{output.name[:50]}.lock"), output), output.open("a", encoding="utf-8") as file:
-        lines = _kept(output, rows)
         made_by = f"{chat.key()}-{seed}" if rows else ""
-        for number, line in enumerate(lines, start=1):
-            if json.loads(line).get("made_by") != made_by:
-                raise AiraError(
-                    f"{output}, row {number}: it was answered by another model, or with other settings. Name another "
-                    "output=, or give the same ones."
-                )
+        lines = _kept(output, rows, made_by)
         file.truncate(sum(len(line) + 1 for line in lines))
         for i in tqdm(range(len(lines), len(rows)), initial=len(lines), total=len(rows), desc="Answers"):
             *history, last = rows[i]

@@ -62,7 +62,7 @@ def _prompts(values: dict[str, Any]) -> list[str]:
         try:
             found[text(row, values["column"])] = None
         except BadRow as problem:
-            dropped[str(problem).partition(" (")[0]] += 1
+            dropped[problem.reason] += 1
     if int(os.environ.get(*WORLD[0])) == 0:
         for line in (*source.said, *(f"{values['prompts']}: dropped {dropped[why]} rows: {why}." for why in dropped)):
             print(line)
@@ -119,18 +119,14 @@ WORLD = (("RANK", "0"), ("WORLD_SIZE", "1"))
 
 def settings_of(chat: Any, asked: list[str], values: dict[str, Any]) -> dict[str, Any]:
     """All that the answers depend on, with the names (`NAMES`) that say where it is from; as settings.json has it."""
-    from aira.data.tokenize import tokenizer_content
     from aira.environment import versions
-    from aira.models.weights import weights_hash
 
-    models = [one for one in (chat, chat.reward, chat.guard) if one]
     settings = {key: value for key, value in values.items() if key not in FREE} | {
         "device": chat.model.device.type,
         "versions": versions("torch", "transformers", "tokenizers", "jinja2"),
         "prompts_asked": len(asked),
         "prompts_hash": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
-        "weights": [weights_hash(one.model) for one in models],
-        "tokenizers": [tokenizer_content(one.tokenizer) for one in models],
+        **chat.made_of(),
         "models": chat.paths,
     }
     found: dict[str, Any] = json.loads(without_home(json.dumps(settings)))

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from aira.config.overrides import parse_override
-from aira.config.record import read_config
 from aira.errors import AiraError
 from aira.files import damage, newest_first, override, read_json, typed
-from aira.folders import identity, starts_the_run
+from aira.folders import differing_from, starts_the_run
 
 
 def scheduled() -> int:
@@ -43,21 +42,15 @@ def find_last(values: dict[str, Any], named: Path | None = None) -> Path:
         AiraError: there is none; the message lists other runs, and in what the most similar differ. Or its bytes have
             changed, and there are other processes, which would go on from it.
     """
-    wanted = identity(values)
     others: list[tuple[int, str]] = []
     files = newest_first(named, "checkpoints/*.ckpt") if named else []
     files += newest_first(values["output_dir"], "*/*/checkpoints/*.ckpt")
     for checkpoint in (file for file in files if file.stem in ("last", "previous")):
         try:
-            there = identity(read_config(run_of(checkpoint)))
+            differing = differing_from(run_of(checkpoint), values)
         except AiraError as error:
             print(f"Notice: {checkpoint} is passed over: {error}", file=sys.stderr)
             continue
-        differing = [
-            f"{key}={there.get(key)} there, {wanted.get(key)} here"
-            for key in dict.fromkeys([*wanted, *there])
-            if wanted.get(key) != there.get(key)
-        ]
         if not differing:
             broken = _broken(checkpoint, values["trainer"])
             if not broken:

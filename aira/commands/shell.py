@@ -1,4 +1,4 @@
-"""What happens between the shell and a run: checks before Hydra starts, resuming, and errors as one message."""
+"""What happens between the shell and a run: checks before Hydra starts, and errors as one message."""
 
 import contextlib
 import errno
@@ -20,10 +20,10 @@ from hydra.core.override_parser.types import ValueType
 from omegaconf import DictConfig
 
 from aira.commands.resume import begun, named_folder, resume, scheduled
-from aira.config.compose import compose_config, composed_folder
+from aira.config.compose import compose_config, composed_value
 from aira.config.conf import CONFIG_DIR, conf_file, hiding
 from aira.config.overrides import parse_override
-from aira.config.record import plain, read_config, recorded
+from aira.config.record import plain, recorded
 from aira.config.spaces import examples
 from aira.config.values import notices
 from aira.errors import AiraError, Stopped, reason_of
@@ -34,7 +34,7 @@ from aira.files import (
     override,
     throw_away,
 )
-from aira.folders import LOCK, claim, identity, starts_the_run
+from aira.folders import LOCK, claim, differing_from, starts_the_run
 
 
 def check(config_name: str) -> None:
@@ -50,8 +50,8 @@ def check(config_name: str) -> None:
         fail(error)
     arguments = get_args_parser().parse_args()
     if arguments.help or arguments.hydra_help or arguments.info:
-        _end_with_the_reader()
-    if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.config_name or arguments.info:
+        return _end_with_the_reader()
+    if arguments.shell_completion or arguments.config_name:
         return
     try:
         with _files_told():
@@ -80,7 +80,7 @@ def _check(config_name: str, arguments: Namespace) -> None:
     for overrides in trials:
         cfg = compose_config(config_name, overrides)
         chosen = next((text for text in overrides if "chdir" in text), None)
-        if chosen and composed_folder(config_name, overrides, "hydra.job.chdir") == "True":
+        if chosen and composed_value(config_name, overrides, "hydra.job.chdir") == "True":
             raise AiraError(
                 f"{chosen}: the paths of a configuration begin where the command is given. Leave it out; "
                 "hydra.run.dir=<folder> is where a run writes."
@@ -117,7 +117,7 @@ def _replace_what_cannot_be_shown() -> None:
 
 
 def _end_with_the_reader() -> None:
-    """Leave as other programs do where nobody reads on, such as behind `| head`."""
+    """Leave without a word where nobody reads on, as behind `| head`: Hydra has a traceback for it."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
@@ -145,7 +145,7 @@ def _find_the_users_own() -> None:
 def _check_one_folder(overrides: list[str]) -> None:
     """Processes that a scheduler has started compose each for itself, and would each take a folder by its own clock."""
     processes = scheduled()
-    if processes > 1 and not any(text.startswith("hydra.run.dir=") for text in overrides):
+    if processes > 1 and named_folder(overrides) is None:
         raise AiraError(
             f"{processes} processes were started, and each would write into a folder of its own. Name one for all of "
             "them: hydra.run.dir=outputs/<a folder>/<a name>."
@@ -157,11 +157,11 @@ def _claim(config_name: str, overrides: list[str], values: dict[str, Any], own: 
     key = "hydra.sweep.dir" if many else "hydra.run.dir"
     given = [text for text in sys.argv[1:] if text.startswith(f"{key}=")]  # where the run goes on, its own by now
     others = [] if many else [text for text in overrides if not text.startswith(f"{key}=")]
-    folder = Path(composed_folder(config_name, [*others, *given], key))
+    folder = Path(composed_value(config_name, [*others, *given], key))
     mine = own is not None and own.resolve() == folder.resolve()
     if own and not mine and values["ckpt_path"] == "last" and (folder / ".hydra").is_dir():
         # its own checkpoints are damaged, so `last` is an earlier run's of this very configuration
-        mine = not (folder / "metrics.json").exists() and identity(read_config(folder)) == identity(values)
+        mine = not (folder / "metrics.json").exists() and not differing_from(folder, values)
     taken = claim(folder, values, named=bool(given), own=mine, many=many)
     if not given:
         sys.argv.append(override(key, taken))
@@ -222,12 +222,11 @@ def command(config_name: str) -> Callable[[Callable[[], None]], Callable[[], Non
             _replace_what_cannot_be_shown()
             try:
                 _find_the_users_own()
-                if {"-h", "--help"} & set(sys.argv[1:]):
-                    _end_with_the_reader()
-                    told = sys.modules[run.__module__].__doc__
-                    print(f"{told}\n{conf_file(config_name).read_text(encoding='utf-8')}")
-                else:
-                    with _told_at_the_end():
+                with _told_at_the_end():
+                    if {"-h", "--help"} & set(sys.argv[1:]):
+                        told = sys.modules[run.__module__].__doc__
+                        print(f"{told}\n{conf_file(config_name).read_text(encoding='utf-8')}")
+                    else:
                         run()
             except AiraError as error:
                 fail(error, debug="debug=true" in sys.argv)

@@ -161,6 +161,13 @@ def range_of(key: str) -> Range | None:
     return next((allowed for pattern, allowed in RANGES.items() if fnmatchcase(key, pattern)), None)
 
 
+def check_number(key: str, value: Any) -> None:
+    """Refuse a number that is out of a key's range; null is in any."""
+    allowed = range_of(key) or (ANY if isinstance(value, float) else None)
+    if allowed and value is not None and value not in allowed:
+        raise AiraError(f"{key}={value}: it must be {allowed}.")
+
+
 def check_choice(key: str, value: Any) -> None:
     """Refuse a value that is none of a key's choices."""
     if key in CHOICES and value not in CHOICES[key] and "${" not in str(value):

@@ -72,7 +72,7 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def composed_folder(config_name: str, overrides: list[str], key: str) -> str:
+def composed_value(config_name: str, overrides: list[str], key: str) -> str:
     """What a key of Hydra's, such as `hydra.run.dir`, comes to.
 
     Raises:

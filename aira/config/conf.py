@@ -86,10 +86,14 @@ def chosen_by(recipe: str) -> dict[str, str]:
     return {group.removeprefix("override /"): option for group, option in pairs}
 
 
+def keys_in(name: str) -> set[str]:
+    """The keys that a file has at its top, such as `model/_base`."""
+    return {str(key) for key in OmegaConf.load(conf_file(name))}
+
+
 def own_keys(method: str) -> set[str]:
     """The keys that a method's file has beyond those of every method."""
-    shared, own = (set(OmegaConf.load(conf_file(f"method/{name}"))) for name in ("_base", method))
-    return {str(key) for key in own - shared - {"defaults"}}
+    return keys_in(f"method/{method}") - keys_in("method/_base") - {"defaults"}
 
 
 def role_of(model: str) -> str:

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from aira.config.bounds import ABOVE_0, ANY, BELOW_1, NO_FP16, check_choice, range_of
-from aira.config.conf import chosen_by, conf_file, options, role_of
+from aira.config.bounds import ABOVE_0, BELOW_1, NO_FP16, check_choice, check_number
+from aira.config.conf import chosen_by, keys_in, options, role_of
 from aira.config.record import flat
 from aira.errors import AiraError, nearest
 
@@ -24,9 +22,7 @@ def check_values(values: dict[str, Any]) -> None:
     known = dict(flat(values))
     for key, value in known.items():
         check_choice(key, value)
-        allowed = range_of(key) or (ANY if isinstance(value, float) else None)
-        if allowed and value is not None and value not in allowed:
-            raise AiraError(f"{key}={value}: it must be {allowed}.")
+        check_number(key, value)
     betas = known.get("optimizer.betas", [0, 0])
     if len(betas) != 2 or not all(beta in BELOW_1 for beta in betas):
         raise AiraError(f"optimizer.betas={betas}: they are two, each {BELOW_1}.")
@@ -57,7 +53,7 @@ def check_values(values: dict[str, Any]) -> None:
     if not method or not model:
         return
     for group in ("model", "data"):
-        base = {str(key) for key in OmegaConf.load(conf_file(f"{group}/_base"))}
+        base = keys_in(f"{group}/_base")
         name = values[group].get("name")
         for key in base - values[group].keys():
             raise AiraError(f"{group}={name}: its file has no {key}. Begin it with a line `defaults: [_base]`.")

@@ -39,7 +39,17 @@ class Example(NamedTuple):
 
 
 class BadRow(Exception):
-    """A row that cannot be used; it is dropped, and the message is the reason that is counted."""
+    """A row that cannot be used; it is dropped, and counted by the reason: the message without what is in brackets."""
+
+    @property
+    def reason(self) -> str:
+        """What dropped rows are counted by."""
+        return reason_in(str(self))
+
+
+def reason_in(problem: str) -> str:
+    """The reason in the message of a `BadRow`."""
+    return problem.partition(" (")[0]
 
 
 def pick(row: Row, column: str | list[str]) -> Any:

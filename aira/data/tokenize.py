@@ -29,6 +29,7 @@ from aira.data.schemas import (
     named_classes,
     prompt_key,
     read_example,
+    reason_in,
 )
 from aira.data.tables import Parts, place
 from aira.data.trees import padded_length, tree_length
@@ -417,7 +418,7 @@ def usable(encoded: Dataset, source: str, parts: Parts = ()) -> tuple[np.ndarray
     problems = encoded.data.column("problem")
     bad = pc.not_equal(problems, "")
     where = np.flatnonzero(bad.to_numpy())
-    reasons = [problem.split(" (")[0][:200] for problem in problems.filter(bad).to_pylist()]
+    reasons = [reason_in(problem)[:200] for problem in problems.filter(bad).to_pylist()]
     said = []
     counts = Counter(reasons).most_common()
     for reason, count in counts[:MOST_REASONS]:

@@ -168,8 +168,7 @@ def _encoded(task: str, scorer: ScoringModel, values: dict[str, Any]) -> tuple[l
             trees.append(scorer.encode(row.example.conversations))
             usable.append(row)
         except BadRow as problem:
-            reason = str(problem).partition(" (")[0]
-            dropped[reason] = dropped.get(reason, 0) + 1
+            dropped[problem.reason] = dropped.get(problem.reason, 0) + 1
     for line in [*said, *(f"{task}: dropped {count} rows: {reason}." for reason, count in dropped.items())]:
         print(line)
     if not usable:

@@ -264,8 +264,7 @@ def scorer_rows(
         try:
             example = read_example(known.kind, row, mapping, names=named_classes(rows.features))
         except BadRow as problem:
-            reason = str(problem).partition(" (")[0]
-            dropped[reason] = dropped.get(reason, 0) + 1
+            dropped[problem.reason] = dropped.get(problem.reason, 0) + 1
             continue
         except AiraError as error:
             raise AiraError(f"{source.name}, row {number + 1}: {error}") from error
