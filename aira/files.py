@@ -14,6 +14,7 @@ import signal
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -212,13 +213,13 @@ def newest_first(folder: str | Path, pattern: str) -> list[Path]:
 def exports(output_dir: str) -> Iterator[Path]:
     """The exports of the runs below a folder, the newest first; one that was not copied or written whole is told."""
     for file in newest_first(output_dir, "*/*/export/config.json"):
-        if wrong := _wrong_with(file.parent):
+        if wrong := wrong_with(file.parent):
             print(f"Notice: {shown(file.parent)} is passed over: {wrong}.", file=sys.stderr)
         else:
             yield file.parent
 
 
-def _wrong_with(folder: Path) -> str | None:
+def wrong_with(folder: Path) -> str | None:
     """What an export has not, or has not whole, as far as names, JSON and the lengths of weights tell."""
     from safetensors import SafetensorError, safe_open
 
@@ -260,7 +261,10 @@ def typed(key: str, value: Path | str) -> str:
     return shlex.quote(override(key, value))
 
 
-LOCAL = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".gguf")
+LOCAL = (
+    *(".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".xlsx", ".zip", ".gz", ".bz2", ".xz", ".zst"),
+    *(".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt"),
+)
 """Endings of files; no hub id is taken to have them."""
 
 
@@ -268,19 +272,40 @@ def check_exists(key: str, path: str) -> Path:
     """Where a path of the configuration points to; a hub id is returned as if it was a relative path.
 
     Raises:
-        AiraError: it is no hub id by its form, and there is no such file or folder, nor, for data, one that a pattern
-            matches.
+        AiraError: it is no hub id by its form, or begins with a folder that is here, and there is no such file or
+            folder, nor, for data, one that a pattern matches.
     """
     located = Path(locate(path)).expanduser()
     pattern = key.startswith(("data.", "prompts")) and glob.has_magic(path)
-    local = path.startswith((".", "/", "~", "pkg://")) or path.endswith(LOCAL) or path.count("/") > 1 or pattern
+    local = path.startswith((".", "/", "~", "pkg://")) or path.lower().endswith(LOCAL) or path.count("/") > 1 or pattern
     try:
-        if local and not located.exists() and not (pattern and matched(path)):
+        inside = "/" in path and located.parent.is_dir()
+        if (local or inside) and not located.exists() and not (pattern and matched(path)):
             link = f" It is a link to {os.readlink(located)}." if located.is_symlink() else ""
-            raise AiraError(f"{key}={path}: there is no such file or folder{' by this pattern' * pattern}.{link}")
+            told = f"{key}={path}: there is no such file or folder{' by this pattern' * pattern}.{link}"
+            hub = "" if local else f" It is not asked of the hub, since the folder {located.parent} is here."
+            raise AiraError(f"{told}{hub}{'' if pattern else near(located)}")
     except OSError as error:  # a folder above it is closed, or the name too long
         raise AiraError(f"{key}={path[:200]} could not be read: {error.strerror}.") from error
     return located
+
+
+def near(path: Path) -> str:
+    """Where nothing is at a path: a sentence, behind a space, with the path that is nearest to it; else nothing."""
+    found = Path(path.anchor)
+    for part in path.parts[bool(path.anchor) :]:
+        if not os.path.exists(found / part):
+            names: list[str] = []
+            with contextlib.suppress(OSError):  # it is a file, or closed
+                names = sorted(os.listdir(found))
+            close = get_close_matches(part, names, n=1)
+            if not close:
+                names = [name for name in names if not name.startswith(".")]
+                few = 0 < len(names) <= 6 and found not in (Path(), Path(path.anchor))
+                return f" {shown(found)} holds {', '.join(names)}." if few else ""
+            part = close[0]
+        found /= part
+    return f" Did you mean {shown(found)}?"
 
 
 def matched(pattern: str, folders: bool = False) -> list[Path]:

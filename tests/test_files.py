@@ -14,7 +14,19 @@ from omegaconf import OmegaConf
 from aira.config.overrides import parse_override
 from aira.config.record import plain, read_config, recorded, write_config
 from aira.errors import AiraError
-from aira.files import Output, add_lines, locked, markdown, no_room, override, read_json, typed, write_whole
+from aira.files import (
+    Output,
+    add_lines,
+    check_exists,
+    locked,
+    markdown,
+    near,
+    no_room,
+    override,
+    read_json,
+    typed,
+    write_whole,
+)
 
 
 @pytest.mark.parametrize("content", ["long" * 50_000, b"long" * 50_000])
@@ -215,3 +227,48 @@ def test_a_path_on_a_command_line(path):
     (argument,) = shlex.split(typed("ckpt_path", path))
     assert argument == override("ckpt_path", path)
     assert OmegaConf.create({"read": parse_override(argument).value()}).read == path
+
+
+MISTYPED = {
+    "outputs/2026/rnu/export": " Did you mean outputs/2026/run/export?",
+    "outputs/2062/run": " Did you mean outputs/2026/run?",
+    "outputs/rn": " outputs holds 2026, run-of-mine.",
+    "outputs/2026/elsewhere": " outputs/2026 holds run.",
+    "./outptus/2026": " Did you mean outputs/2026?",
+    "outputs/2026/run/export/weights": "",
+    "nowhere/at/all": "",
+    "mine.jsnl.gz": " Did you mean mine.jsonl.gz?",
+    "run.safetensors": "",
+    "outputs/": None,
+    "mine/": "",
+}
+"""Paths, and what is said of the nearest one; None for one that is there."""
+
+
+@pytest.mark.parametrize("path, said", MISTYPED.items())
+@pytest.mark.parametrize("key", ["model.path", "data.path", "method.reference", "models", "chat_model", "prompts"])
+def test_a_path_that_is_mistyped(tmp_path, monkeypatch, key, path, said):
+    """Catches a path that is taken for a name of the hub, and one whose neighbour is not named."""
+    (tmp_path / "outputs/2026/run/export").mkdir(parents=True)
+    (tmp_path / "outputs/run-of-mine").mkdir()
+    (tmp_path / "mine.jsonl.gz").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    if said is None:
+        assert check_exists(key, path).exists()
+        return
+    with pytest.raises(AiraError) as raised:
+        check_exists(key, path)
+    told = str(raised.value)
+    assert told.startswith(f"{key}={path}: there is no such file or folder.") and told.endswith(f".{said}")
+
+
+@pytest.mark.parametrize("path", ["gpt2", "openai-community/gpt2", "facebook/opt-1.3b", "last"])
+def test_a_name_of_the_hub_is_no_path(tmp_path, monkeypatch, path):
+    """Catches a hub id that is refused."""
+    monkeypatch.chdir(tmp_path)
+    assert check_exists("model.path", path).name == path.split("/")[-1]
+
+
+def test_a_folder_that_is_closed(tmp_path):
+    """Catches a traceback where the names in a folder cannot be read."""
+    assert near(tmp_path / "a" / "b") == "" and near(tmp_path / ("x" * 300)) == ""

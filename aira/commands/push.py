@@ -5,6 +5,7 @@ The card is written anew before, with what evaluations found since. Nothing is s
 
 import re
 import sys
+from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -13,7 +14,8 @@ from aira.commands.shell import command
 from aira.config.compose import compose_config
 from aira.config.record import plain
 from aira.errors import AiraError, reason_of
-from aira.files import run_of_export, write_whole
+from aira.files import near, run_of_export, write_whole
+from aira.hub import reach_hub
 
 
 @command("push")
@@ -37,7 +39,10 @@ def push(run: str, repo: str, *, private: bool, send: bool) -> None:
     """
     folder = run_of_export(run)
     if folder is None:
-        raise AiraError(f"run={run}: this is no folder of a run with an export. Name one: run=outputs/<date>/<run>.")
+        there = "" if Path(run).expanduser().exists() else near(Path(run).expanduser())
+        raise AiraError(
+            f"run={run}: this is no folder of a run with an export.{there} Runs are in outputs/, by their days."
+        )
     odd = re.search(r"--|\.\.|[-.](/|$)|(^|/)[-.]|\.git$", repo)  # as the hub has it
     if odd or not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or len(repo) > 96:
         raise AiraError(f"repo={repo}: a repository's name is <user or organisation>/<name>.")
@@ -66,6 +71,7 @@ def push(run: str, repo: str, *, private: bool, send: bool) -> None:
     if not send:
         print("Nothing was sent. push=true sends it.")
         return
+    reach_hub()
     api = HfApi()
     try:
         api.create_repo(repo, private=private, exist_ok=True)

@@ -14,6 +14,7 @@ from aira.data.layout import FORMATS, arrange, check_regular, format_of, walk
 from aira.data.tables import READER, Parts, content, parts, table
 from aira.errors import AiraError, reason_of
 from aira.files import check_exists, content_hash, matched, no_room
+from aira.hub import OFFLINE, reach_hub
 
 
 @dataclass
@@ -85,13 +86,14 @@ def read(
         splits, said = arrange(path, base, found)
         names = ", ".join(str(file.relative_to(base)) for file in found[:5]) + (", …" if len(found) > 5 else "")
         return _local(path, splits, [f"{path}: matched {len(found)} files: {names}.", *said], base, cache_dir)
+    reach_hub()
     try:
         hub = load_dataset(path, revision=revision, data_dir=folder)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetNotFoundError) as error:
         reason = reason_of(error)
         raise AiraError(
             f"There is no file or folder {path} here, and no such data set could be loaded from the hub: {reason}\n"
-            f"If the hub cannot be reached: {key}=<file or folder> takes a local copy"
+            f"If the hub cannot be reached: {OFFLINE}; {key}=<file or folder> takes a local copy"
             f"{'; data=sample needs none' if key == 'data.path' else ''}."
         ) from error
     files = (Path(file["filename"]) for split in hub.values() for file in split.cache_files)

@@ -11,7 +11,7 @@ import numpy as np
 
 from aira.errors import AiraError, nearest, reason_of
 from aira.evaluation.statistics import interval
-from aira.files import add_lines, as_json, write_whole
+from aira.files import add_lines, as_json, near, write_whole
 
 PUBLISHED = Path(__file__).parent / "published"
 COLUMNS = {
@@ -260,7 +260,8 @@ def _model_folder(folder: str) -> Path:
     path = Path(folder).expanduser()
     inside = [path] if (path / "rows").is_dir() else sorted(part.parent for part in path.glob("*/rows"))
     if not inside:
-        raise AiraError(f"compare: {folder} holds no evaluation (a folder with results.json and rows/).")
+        there = "" if path.exists() else near(path)
+        raise AiraError(f"compare: {folder} holds no evaluation (a folder with results.json and rows/).{there}")
     if len(inside) > 1:
         raise AiraError(f"compare: {folder} has several models: name one, such as {inside[0]}.")
     return inside[0]

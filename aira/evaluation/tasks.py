@@ -12,6 +12,7 @@ from aira.data.rows import read_rows
 from aira.data.schemas import BadRow, Example, finite, mapped_columns, named_classes, prompt_key, read_example
 from aira.data.sources import read
 from aira.errors import AiraError, nearest, reason_of
+from aira.files import near
 
 Row = dict[str, Any]
 
@@ -113,8 +114,8 @@ def _located(task: str, folder: str, file: str, hub: str) -> Path:
     if not found.is_file():
         elsewhere = f" The data set is {hub} on the hub: eval.data_dir=null reads it there." if hub else ""
         raise AiraError(
-            f"eval.data_dir={folder} has no file {file}, which the task {task} needs.{elsewhere} "
-            "eval.tasks=[…] leaves the task out."
+            f"eval.data_dir={folder} has no file {file}, which the task {task} needs.{near(found)}{elsewhere} "
+            "eval.tasks names the tasks that are wanted."
         )
     return found
 

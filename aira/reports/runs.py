@@ -15,7 +15,7 @@ import numpy as np
 
 from aira.config.record import flat, read_config
 from aira.errors import AiraError
-from aira.files import passed_over, read_json, read_text
+from aira.files import near, passed_over, read_json, read_text
 from aira.ranking import hashes
 from aira.trials import TRIAL, rows_of_log
 
@@ -56,7 +56,7 @@ def find_runs(path: Path) -> list[Run]:
         AiraError: there is none.
     """
     if not path.is_dir():
-        raise AiraError(f"runs={path}: there is no such folder.")
+        raise AiraError(f"runs={path}: there is no such folder.{near(path)}")
     found = {file.parent.parent for file in path.rglob(".hydra/config.yaml") if ".old" not in file.parts}
     runs = []
     for folder in sorted(found):

@@ -10,7 +10,7 @@ from aira.commands.push import main
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["run=missing", "repo=me/model"], "Name one: run=outputs/<date>/<run>"),
+        (["run=missing", "repo=me/model"], "Runs are in outputs/"),
         (["run={run}", "repo=model"], "<user or organisation>/<name>"),
         (["run={run}", "repo=me/../model"], "<user or organisation>/<name>"),
         *(
