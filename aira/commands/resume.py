@@ -7,7 +7,7 @@ from typing import Any
 
 from aira.config.overrides import parse_override
 from aira.errors import AiraError
-from aira.files import damage, newest_first, override, read_json, typed
+from aira.files import damage, near, newest_first, override, read_json, typed, wrong_with
 from aira.folders import differing_from, starts_the_run
 
 
@@ -111,7 +111,8 @@ def resume(values: dict[str, Any], written: dict[str, Any], named: Path | None) 
         checkpoint = Path(values["ckpt_path"])
         if not checkpoint.is_file():
             raise AiraError(
-                f"ckpt_path={checkpoint}: there is no such file. `ckpt_path=last` looks for the newest run."
+                f"ckpt_path={checkpoint}: there is no such file.{near(checkpoint)} `ckpt_path=last` looks for "
+                "the newest run."
             )
         broken = _broken(checkpoint, values["trainer"])
         if broken:
@@ -133,7 +134,9 @@ def resume(values: dict[str, Any], written: dict[str, Any], named: Path | None) 
 
 
 def _finished(run: Path, trainer: dict[str, Any]) -> int:
-    """The steps of a run that has come to its end, or 0."""
+    """The steps of a run that has come to its end, and has its export; or 0."""
     metrics = read_json(run / "metrics.json") or {}
+    if not metrics or wrong_with(run / "export"):
+        return 0
     limit = ("steps", "max_steps") if trainer["max_steps"] > 0 else ("epochs", "max_epochs")
     return int(metrics.get("steps", 0)) if metrics.get(limit[0], 0) >= trainer[limit[1]] else 0

@@ -20,6 +20,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from aira.errors import AiraError
 from aira.files import check_exists
+from aira.hub import reach_hub
 from aira.models.families import FAMILIES, score_label, verified
 from aira.models.forward import unwrap
 from aira.models.lora import add_lora
@@ -31,6 +32,7 @@ from aira.models.weights import (
     as_scorer,
     check_files,
     check_finite,
+    check_folder,
     check_loaded,
     check_rows,
     explained,
@@ -303,8 +305,12 @@ def _source(
         del arguments["revision"]
     if located.suffix == ".gguf":
         return str(located.parent), {**arguments, "gguf_file": located.name}, None
-    if not (located / "config.json").exists() and (located / "export" / "config.json").is_file():  # a run's folder
+    if not (located / "config.json").exists() and (located / "export").is_dir():  # a run's folder
         located = located / "export"
+    if located.exists():
+        check_folder(located)
+    else:
+        reach_hub()
     adapter = adapter_settings(str(located))
     if adapter is None:
         return str(located), arguments, None

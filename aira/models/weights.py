@@ -15,6 +15,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging as transformers_logging
 
 from aira.errors import AiraError, reason_of
+from aira.files import typed
+from aira.hub import OFFLINE
 from aira.models.forward import unwrap
 
 PICKLES = (
@@ -58,8 +60,9 @@ def explained(path: str) -> Iterator[None]:
         nowhere = "" if path.startswith("pkg://") else f"There is no folder {path} here.\n"
         raise AiraError(
             f"The model {path} could not be loaded: {reason}\n{nowhere}"
-            "If the hub cannot be reached: model.path=<folder> takes a local copy, model=smollm2-135m comes from "
-            "PyPI, and model=gpt2-tiny, opt-tiny, llama-tiny and bert-tiny need no download."
+            f"If the hub cannot be reached: {OFFLINE}; the folder of a local copy stands in place of a name of the "
+            "hub; model=smollm2-135m comes from PyPI, and model=gpt2-tiny, opt-tiny, llama-tiny and bert-tiny need no "
+            "download."
         ) from error
 
 
@@ -115,6 +118,49 @@ def check_loaded(
 def _named(names: set[str]) -> str:
     first = sorted(names)[:3]
     return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+"""Files of which a tokenizer has one."""
+
+INDEX = "model.safetensors.index.json"
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder in which a part of a model is missing; one of a tokenizer alone is for a model that is new.
+
+    Raises:
+        AiraError: it is empty, a run that has no export, or a model that is not whole.
+    """
+    if not folder.is_dir():
+        raise AiraError(
+            f"{folder} is a file. A model is a folder with a config.json, safetensors and a tokenizer, or a .gguf file."
+        )
+    names = {file.name for file in folder.iterdir()}
+    run, checkpoint = folder.parent if folder.name == "export" else folder, "checkpoints/last.ckpt"
+    again = "Copy or download it again."
+    if (run / checkpoint).is_file():
+        again = f"The run's own command with {typed('ckpt_path', run / checkpoint)} writes its export at its end."
+    kinds = {Path(name).suffix for name in names}
+    lacks = [] if "config.json" in names or names & {"adapter_config.json"} else ["config.json"]
+    if "adapter_config.json" not in names:
+        if not kinds & {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack"} and INDEX not in names:
+            lacks.append("weights as safetensors")
+        if not names & set(TOKENIZERS):
+            lacks.append("tokenizer (tokenizer.json)")
+    if INDEX in names:
+        with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # damaged: told on loading
+            parts = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+            lacks += sorted(set(parts) - names)
+    if not lacks or lacks == ["config.json", "weights as safetensors"]:
+        return
+    if not names:
+        raise AiraError(f"{folder} is an empty folder, and so no model. {again}")
+    if ".hydra" in names and "config.json" in lacks:
+        raise AiraError(f"{folder} is a run that has no export, and so no model yet. {again}")
+    begun = sorted(file.name for file in folder.rglob("*.incomplete"))
+    download = f" A download has not ended there ({begun[0]})." if begun else ""
+    raise AiraError(f"The model {folder} is not whole: it has no {' and no '.join(lacks[:5])}.{download} {again}")
 
 
 def check_files(path: str, folder: str) -> None:

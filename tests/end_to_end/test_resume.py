@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import re
+import shutil
 import signal
 import time
 
@@ -86,6 +87,15 @@ def test_a_finished_run_is_not_run_again(undisturbed):
     printed = run(*SETTINGS, "ckpt_path=last", cwd=undisturbed)
     assert "is finished, after 30 steps" in printed
     assert files() == before
+
+
+def test_a_finished_run_without_its_export(undisturbed, tmp_path):
+    """Catches a run that is called finished though its model is gone, and one that exports another model."""
+    folder = shutil.copytree(run_folder(undisturbed), tmp_path / "copy")
+    (folder / "export/model.safetensors").unlink()
+    run(*SETTINGS, f"ckpt_path={folder}/checkpoints/last.ckpt", cwd=undisturbed)
+    expected, found = (load_file(one / "export/model.safetensors") for one in (run_folder(undisturbed), folder))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_a_finished_run_is_made_longer(tmp_path):

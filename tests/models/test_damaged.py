@@ -76,6 +76,32 @@ def template(text):
     return content("chat_template.jinja", text)
 
 
+def no_shard(folder):
+    """A download that has ended before its last part."""
+    index({**PART, "weight_map": {"a": "a.safetensors", "b": "b.safetensors"}})(folder)
+    (folder / "a.safetensors").write_bytes(b"")
+    downloads = folder / ".cache" / "huggingface" / "download"
+    downloads.mkdir(parents=True)
+    (downloads / "b.safetensors.1f.incomplete").write_bytes(b"")
+
+
+def only(*names):
+    return lambda folder: [file.unlink() for file in folder.iterdir() if file.name not in names]
+
+
+def a_run(folder):
+    """A run that was stopped before its export."""
+    gone("*")(folder)
+    for name in (".hydra", "checkpoints"):
+        (folder / name).mkdir()
+    (folder / "checkpoints/last.ckpt").write_bytes(b"")
+
+
+def a_run_with_an_empty_export(folder):
+    a_run(folder)
+    (folder / "export").mkdir()
+
+
 PART = {"metadata": {}, "weight_map": {"transformer.wte.weight": "model-00001-of-00002.safetensors"}}
 DAMAGE = {
     "weights that are cut short": (cut("model.safetensors", -100), "damaged, most likely cut short"),
@@ -85,6 +111,21 @@ DAMAGE = {
     "weights of Git LFS": (content("model.safetensors", "version https://git-lfs.github.com/spec/v1\n"), "damaged"),
     "no weights": (gone("model.safetensors"), "has no weights as safetensors"),
     "a missing part": (index(PART), "model-00001-of-00002.safetensors"),
+    "an empty folder": (only(), "is an empty folder"),
+    "a part that a download has not brought": (
+        no_shard,
+        r"no b\.safetensors. A download has not ended there \(b\.safetensors\.1f\.incomplete\)",
+    ),
+    "a configuration alone": (only("config.json"), "no weights as safetensors and no tokenizer"),
+    "a card alone": (only("README.md"), "no config.json and no weights as safetensors and no tokenizer"),
+    "weights alone": (only("model.safetensors"), "no config.json and no tokenizer"),
+    "no configuration": (gone("config.json"), "no config.json"),
+    "a tokenizer alone": (
+        only("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+        "there is no model in it yet",
+    ),
+    "a run without an export": (a_run, r"a run that has no export.*ckpt_path=.*theirs/checkpoints/last\.ckpt"),
+    "a run whose export was emptied": (a_run_with_an_empty_export, "export is an empty folder.*ckpt_path="),
     "an index without names": (index({}), "weight_map"),
     "an index that is a list": (index([]), "could not be loaded"),
     **{
@@ -116,7 +157,7 @@ DAMAGE = {
         "eos_token_id in its config.json or",
     ),
     "generation settings that are cut": (cut("generation_config.json", 10), "could not be loaded"),
-    "no tokenizer": (gone("token*"), "has no tokenizer"),
+    "no tokenizer": (gone("token*"), r"has no tokenizer \(tokenizer.json\)"),
     "a tokenizer that is cut": (cut("tokenizer.json", 500), "could not be loaded"),
     "a tokenizer that is empty": (content("tokenizer.json", "{}"), "could not be loaded"),
     "a tokenizer of another form": (content("tokenizer.json", '{"model": 5}'), "could not be loaded"),
