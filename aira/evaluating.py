@@ -20,7 +20,7 @@ from aira.evaluation.results import Line, class_table, compare, published, remem
 from aira.evaluation.tasks import SCORER_TASKS, check
 from aira.files import as_json, exports, matched, run_of_export, shown, without_home, write_whole
 from aira.models.export import model_card
-from aira.models.families import score_label
+from aira.models.families import context_length, score_label
 from aira.models.loading import load_config
 from aira.parts import Part, log_table
 from aira.reports.page import page
@@ -54,6 +54,11 @@ def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
     work = []
     for name, path in _models(values).items():  # every mistake is found before the first model is evaluated
         config, _ = load_config(path, vocab_size=0, role=None, head="score", **where)
+        if (suite["max_length"] or 0) > context_length(config):
+            raise AiraError(
+                f"eval.max_length={suite['max_length']}: the context of {path} is {context_length(config)} tokens. Set "
+                "it to that, or less."
+            )
         role = _role(path, config, suite)
         tasks = suite["tasks"] or [_sample_task(role, values["language"]["code"])]
         check(tasks, role, suite["data_dir"])

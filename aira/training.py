@@ -85,6 +85,9 @@ def _train(
     tokenizer, added = load_tokenizer(**where, template=settings["template"], prompt_bos=settings["prompt_bos"])
     config, _ = load_config(**where, vocab_size=len(tokenizer), config=settings["config"])
     _check_length(values["data"]["max_length"], config)
+    if method.get("reference"):
+        theirs, _ = load_config(method["reference"], vocab_size=0)
+        _check_length(values["data"]["max_length"], theirs, f" of method.reference={method['reference']}")
     beside = {key: settings[key] for key in ("revision", "trust_remote_code")}
     data = _data(values, tokenizer, end_tokens(settings["path"], tokenizer, added, config, **beside))
     for line in data.said:
@@ -204,11 +207,11 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def _check_length(max_length: int, config: Any) -> None:
+def _check_length(max_length: int, config: Any, which: str = "") -> None:
     context = context_length(config)
     if max_length > context:
         raise AiraError(
-            f"data.max_length={max_length}: the model's context is {context} tokens. Set it to that, or less."
+            f"data.max_length={max_length}: the model's context{which} is {context} tokens. Set it to that, or less."
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets.exceptions import DatasetNotFoundError
-from lm_eval.evaluator import simple_evaluate
+from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 from sqlitedict import SqliteDict
 from tqdm import tqdm
@@ -26,6 +26,7 @@ from aira.evaluation.results import Line, Score, write_rows
 from aira.evaluation.statistics import beside, class_figures
 from aira.evaluation.tasks import SCORER_TASKS, ScorerRow, harness_task, scorer_rows
 from aira.files import as_json
+from aira.hub import OFFLINE, reach_hub
 from aira.inference.generation import prompt_ids
 from aira.inference.scorers import ScoringModel
 from aira.models.forward import device_of
@@ -37,6 +38,8 @@ Measured = tuple[list[Line], dict[str, Any]]
 
 ROLES = {"reward": "reward", "harmless": "toxicity"}
 """What a high score means, by `id2label`, and what the model is for."""
+
+evaluator.get_git_commit_hash = lambda: None  # of the folder that the user is in; results.json has Aira's own
 
 PORTION = 64
 """Examples of a scorer that are scored before they are kept on disk."""
@@ -65,8 +68,10 @@ def chat(name: str, path: str, tasks: list[str], values: dict[str, Any], where: 
     shots = suite["num_fewshot"]
     own = all(task.startswith("sample_answers_") for task in tasks)
     manager = TaskManager(include_defaults=not own)  # reading the list of the harness's tasks takes seconds
+    if not own and not suite["data_dir"]:
+        reach_hub()
     try:
-        found = simple_evaluate(
+        found = evaluator.simple_evaluate(
             language,
             tasks=[harness_task(task, shots.get(task), suite["data_dir"], manager) for task in tasks],
             task_manager=manager,
@@ -78,8 +83,8 @@ def chat(name: str, path: str, tasks: list[str], values: dict[str, Any], where: 
         )
     except (ConnectionError, DatasetNotFoundError) as error:
         raise AiraError(
-            f"The data of {', '.join(tasks)} could not be read from the hub: {error}. eval.data_dir=<folder> reads "
-            "files instead, for the tasks of docs/evaluation.md."
+            f"The data of {', '.join(tasks)} could not be read from the hub: {error}. If it cannot be reached: "
+            f"{OFFLINE}, and eval.data_dir=<folder> reads files, for the tasks of docs/evaluation.md."
         ) from error
     line = Line(name, {}, candidate=True)
     for task in tasks:

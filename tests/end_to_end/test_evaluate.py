@@ -157,6 +157,7 @@ def test_benchmarks_of_chat_models_on_real_files(exports, tmp_path, data_folder)
         (["model.path=last", "output_dir=nowhere"], r"Train first \(aira train\)"),
         (["models=[nothing/*]"], "nothing has such a name"),
         (["compare=[nowhere,nowhere]"], "holds no evaluation"),
+        (["eval.max_length=9999"], r"eval\.max_length=9999: the context of .*chat is \d+ tokens"),
         (["eval.precision=half"], "valid are 32-true, bf16-mixed"),
     ],
 )
@@ -165,6 +166,14 @@ def test_errors_before_long_work(exports, tmp_path, overrides, message):
     chosen = [] if any(one.startswith(("model", "compare")) for one in given) else [f"model.path={exports}/chat"]
     with pytest.raises(AiraError, match=message):
         measured(tmp_path / "run", *chosen, *given)
+
+
+def test_nothing_is_asked_of_git(exports, tmp_path, monkeypatch, capfd):
+    """Catches what git says to the harness in a folder that is no repository."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    measured(tmp_path / "run", f"model.path={exports / 'chat'}", "eval.limit=2")
+    assert "git" not in capfd.readouterr().err
 
 
 def test_killed_and_gone_on_with(exports, tmp_path):
