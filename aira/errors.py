@@ -40,8 +40,16 @@ def reason_of(error: BaseException) -> str:
 def nearest(name: str, options: Iterable[str]) -> str:
     """Sentences that name the valid option nearest to `name`, or all of them where they are few or none is near."""
     options = sorted(set(options))
-    same_key = [option for option in options if option.split(".")[-1] == name]  # `lr` for `optimizer.lr`
-    close = same_key or get_close_matches(name.lower(), options, n=1, cutoff=0.6)
+    group, _, last = name.rpartition(".")
+    inside = [option for option in options if group and option.startswith(f"{group}.")]
+    same_key = [option for option in options if option.split(".")[-1] == last]  # `lr` for `optimizer.lr`
+    if group:  # what two keys of one group have in common makes them no alike
+        near = get_close_matches(last.lower(), [option[len(group) + 1 :] for option in inside], n=1, cutoff=0.6)
+        close = [f"{group}.{one}" for one in near] or get_close_matches(name, same_key, n=1, cutoff=0)
+    else:
+        close = same_key
+    options = [option for option in inside if "." not in option[len(group) + 1 :]] or options
+    close = close or ([] if inside else get_close_matches(name.lower(), options, n=1, cutoff=0.6))
     said = [f"Did you mean {' or '.join(map(repr, close))}?"] if close else []
     if len(options) <= (6 if close else 40):
         said.append(f"Valid: {', '.join(options)}." if options else "There is none yet.")

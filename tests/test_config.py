@@ -1,5 +1,6 @@
 """From the command line to plain values: what composes, and how a wrong name or value is answered."""
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -8,6 +9,7 @@ import io
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -31,6 +33,8 @@ from aira.config.overrides import check_key, parse_override
 from aira.config.record import flat, plain, recorded, write_config
 from aira.config.values import check_values, notices
 from aira.errors import AiraError
+from aira.models.export import export
+from aira.models.loading import load_model, load_tokenizer
 
 ROOT = CONF.parent
 YAMLS = sorted(CONF.rglob("*.yaml"))
@@ -165,8 +169,8 @@ WRONG = [
     ("model=[gpt2-tiny,opt-tiny]", "name one option"),
     ("language=de", "Valid: en, pt."),
     ("logger=[csv,wand]", "Did you mean 'wandb'?"),
-    ("+method=sft", "as method=<name>"),
-    ("~logger", "as logger=<name>"),
+    ("+method=sft", "as method=sft"),
+    ("~logger", "as logger=csv"),
     # keys
     ("method.lss_on=all", "Did you mean 'method.loss_on'?"),
     ("lr=1", "Did you mean 'optimizer.lr'?"),
@@ -182,7 +186,17 @@ WRONG = [
     ("++data.batchsize=1", "Did you mean 'data.batch_size'?"),
     ("+lr=1", "Did you mean 'optimizer.lr'?"),
     ("hydra.run.dri=x", "there is no key"),
-    ("~seed", "cannot be left out"),
+    ("+trainer.foo=1", "trainer.val_check_interval. Other arguments of Lightning's Trainer are not taken."),
+    (
+        "+trainer.max_step=1",
+        "nothing reads: there is no key or group 'trainer.max_step'. Did you mean 'trainer.max_steps'?",
+    ),
+    ("+trainer.gradient_clip_val=1", "Did you mean 'optimizer.max_grad_norm'?"),
+    ("+data.foo=1", "Valid: data.batch_size, data.columns, "),
+    ("+data.lr=1", "Did you mean 'optimizer.lr'?"),
+    ("+optimizer.momentum=0.9", "Valid: optimizer.betas, optimizer.eps, optimizer.lr, "),
+    ("modle.lora.r=1", "Did you mean 'model.lora.r'?"),
+    ("~seed", "cannot be left out. seed=42 is the default."),
     ("~data.batch_size", "cannot be left out"),
     ("~nothing", "there is no key"),
     ("data.path=${nowhere}", "nowhere"),
@@ -271,6 +285,105 @@ def test_wrong_overrides(line, fragment):
     message = str(caught.value)
     assert fragment in message
     assert "\n" not in message and "hydra.cc" not in message and len(message) < 500
+
+
+WITH_DASHES = [
+    ("train", "--learning_rate 1e-4", "optimizer.lr=1e-4"),
+    ("train", "--learning-rate=1e-4 seed=3", "optimizer.lr=1e-4 seed=3"),
+    ("train", "--lr=3e-5", "optimizer.lr=3e-5"),
+    ("train", "-lr 3", "optimizer.lr=3"),
+    ("train", "--model gpt2", "model.path=gpt2"),
+    ("train", "--model gpt2-124m --num_train_epochs 2", "model=gpt2-124m trainer.max_epochs=2"),
+    ("train", "--model_name_or_path ./mine", "model.path=./mine"),
+    ("train", "--bf16 --gradient_checkpointing", "trainer.precision=bf16-mixed model.gradient_checkpointing=true"),
+    ("train", "--per_device_train_batch_size 8 --cpu", "data.batch_size=8 trainer=cpu"),
+    ("train", "--beta 0.1 method=dpo", "method.beta=0.1 method=dpo"),
+    ("train", "--optimizer.weight_decay 0", "optimizer.weight_decay=0"),
+    ("train", "--warmup_ratio 0.1 --debug", "schedule.warmup=0.1 debug=true"),
+    ("train", "--dataset 'my rows.jsonl'", "data.path=my rows.jsonl"),
+    ("evaluate", "--num_fewshot 5", "eval.num_fewshot is a mapping of names to values, such as"),
+    ("evaluate", "--tasks piqa --limit 10", "eval.tasks=[piqa] eval.limit=10"),
+    ("chat", "--max_tokens 9 --json", "max_new_tokens=9 --json"),
+    ("demo", "--port 8000", "demo.port=8000"),
+    ("rejection_sampling", "--num_generations 4 output=a", "n=4 output=a"),
+    ("report", "--runs outputs", "runs=outputs"),
+    ("push", "--hub_model_id me/mine run=a", "repo=me/mine run=a"),
+    ("pipeline", "--language pt -- --trainer gpu", "language=pt -- trainer=gpu"),
+]
+
+
+@pytest.mark.parametrize("name, given, written", WITH_DASHES)
+def test_options_of_other_trainers(monkeypatch, capsys, name, given, written):
+    """Catches argparse's list of options, and an answer that is not what has to be typed."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *shlex.split(given)])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"aira.commands.{name}").main()
+    said = capsys.readouterr().err.strip()
+    if "mapping" in written:
+        assert f"{written} 'eval.num_fewshot={{name: 5}}'." in said
+        return
+    command = said.split(": settings are written as key=value: ")[1]
+    assert ended.value.code == 2
+    texts = [text.replace("='my rows.jsonl'", "=my rows.jsonl") for text in shlex.split(command)]
+    assert texts == ["aira", name, *(written.split(" ") if "rows" not in written else [written])]
+    overrides = [text for text in shlex.split(command)[2:] if text != "--json"]
+    composes = "chat" if name == "demo" else name
+    compose_config(composes, overrides[: overrides.index("--")] if "--" in overrides else overrides)
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ("--learning_rat 1", "aira train optimizer.lr=1"),
+        ("--max_stepz 1", "Did you mean 'trainer.max_steps'?"),
+        ("--trainer tpu", "there is no such trainer"),
+        ("--lora 8", "model.lora.r, model.lora.alpha"),
+        ("--frobnicate", "there is no such setting"),
+    ],
+)
+def test_options_that_nobody_has(monkeypatch, capsys, given, said):
+    """Catches an option that is neither known here nor elsewhere, and left without the nearest key."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *given.split()])
+    with pytest.raises(SystemExit):
+        check("train")
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given", ["--cfg job", "-c job", "--mult seed=1,2 --cfg job", "--multirun --cfg=job", "--info"]
+)
+def test_options_of_hydra(monkeypatch, capsys, given):
+    """Catches an option of Hydra's that is taken for a setting."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *given.split()])
+    with contextlib.suppress(SystemExit):
+        check("train")
+    assert "settings are written" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [file.stem for file in CONF.glob("*.yaml")])
+def test_a_key_without_a_default(name, monkeypatch, capsys):
+    """Catches OmegaConf's message about a key that must be given, and an example that cannot be typed."""
+    needed = [key for key, value in flat(raw(CONF / f"{name}.yaml")) if value == "???"]
+    if not needed:
+        compose_config(name, [])
+        return
+    with pytest.raises(AiraError) as caught:
+        compose_config(name, [])
+    message, _, example = str(caught.value).partition(f" Such as: aira {name} ")
+    assert all(f"{key} has no value (" in message for key in needed) and "andatory" not in message
+    found = compose_config(name, shlex.split(example))
+    assert all(str(found[key]) in example for key in needed)
+
+
+def test_a_key_that_a_users_file_has_not(tmp_path, monkeypatch):
+    """Catches a traceback, or OmegaConf's message, at a file of the user's own that is not whole."""
+    write = tmp_path / "conf" / "data" / "mine.yaml"
+    write.parent.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for content, key in (("defaults: [_base]", "data.name"), ("defaults: [_base]\nname: mine", "data.sources")):
+        write.write_text(content)
+        with pytest.raises(AiraError, match=rf"{key} has no value \(.+\)\."):
+            values("data=mine")
 
 
 RIGHT = [
@@ -477,6 +590,20 @@ def test_a_gpu_without_bf16(monkeypatch, tmp_path, bf16):
     error, said = (RuntimeError, "the work began") if bf16 else (AiraError, "auto would be 16-mixed on this GPU")
     with pytest.raises(error, match=said):
         aira.training.train(compose_config("train", ["trainer=fsdp"]), tmp_path)
+
+
+@pytest.mark.parametrize("which", ["model", "reference"])
+def test_a_context_is_told_before_data_is_read(monkeypatch, tmp_path, which):
+    """Catches texts that are longer than the model, or the reference, reads, and that is told after long work."""
+    tokenizer, added = load_tokenizer("pkg://aira.models/tiny/causal")
+    shape = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 64}
+    small = load_model("pkg://aira.models/tiny/causal", tokenizer, added, config=shape)
+    export(small, tokenizer, tmp_path / "short", "")
+    monkeypatch.setattr("aira.training._data", lambda *_: pytest.fail("data was read"))
+    key = {"model": "model.path", "reference": "method.reference"}[which]
+    cfg = compose_config("train", ["method=dpo", f"{key}={tmp_path}/short", "data.max_length=65"])
+    with pytest.raises(AiraError, match=r"data\.max_length=65: the model's context.* is 64 tokens"):
+        aira.training.train(cfg, tmp_path / "run")
 
 
 @pytest.mark.parametrize("space", ["interval(nan,1)", "interval(1,inf)", "interval(2,1)", "tag(log,interval(0,1))"])
@@ -758,6 +885,7 @@ def test_only_the_first_process_reads_a_checkpoint(monkeypatch, tmp_path, runs, 
         found, read = gone_on(monkeypatch, *given, wrong)
         assert found is None and read < SIZE / 4, wrong
     (last.parent.parent / "metrics.json").write_text('{"steps": 9, "epochs": 1000000}')
+    monkeypatch.setattr("aira.commands.resume.wrong_with", lambda folder: None)
     found, read = gone_on(monkeypatch, *given)
     assert found is None and read < SIZE / 4 and "is finished, after 9 steps" in capsys.readouterr().out
 

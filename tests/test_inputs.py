@@ -16,7 +16,7 @@ from tests.data.test_rows import READ, REFUSED
 from tests.evaluation.test_no_number import PARTS, ROWS
 from tests.models.test_damaged import DAMAGE, USED
 from tests.reports.test_page import ODD, STRANGE
-from tests.test_files import PATHS
+from tests.test_files import MISTYPED, PATHS
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 BEGIN, END = "<!-- inputs -->\n", "<!-- /inputs -->\n"
@@ -52,6 +52,7 @@ KINDS = (
     Kind("damaged files of a run's folder", "passed over by name", STRANGE, "reports/test_page.py"),
     Kind("odd values in a run's files", "left out, or shown as they stand", ODD, "reports/test_page.py"),
     Kind("damaged parts and rows", "refused, with the file", PARTS | ROWS, "evaluation/test_no_number.py"),
+    Kind("paths that are mistyped", "refused, with the nearest one", MISTYPED, "test_files.py"),
     Kind("names of files and folders", "the same behind shell and Hydra", PATHS, "test_files.py"),
 )
 

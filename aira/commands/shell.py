@@ -6,11 +6,13 @@ import functools
 import io
 import itertools
 import os
+import re
+import shlex
 import shutil
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,9 +22,9 @@ from hydra.core.override_parser.types import ValueType
 from omegaconf import DictConfig
 
 from aira.commands.resume import begun, named_folder, resume, scheduled
-from aira.config.compose import compose_config, composed_value
+from aira.config.compose import compose_config, composed_value, keys_of
 from aira.config.conf import CONFIG_DIR, conf_file, hiding
-from aira.config.overrides import parse_override
+from aira.config.overrides import in_place_of, parse_override
 from aira.config.record import plain, recorded
 from aira.config.spaces import examples
 from aira.config.values import notices
@@ -48,7 +50,12 @@ def check(config_name: str) -> None:
         _find_the_users_own()
     except AiraError as error:
         fail(error)
-    arguments = get_args_parser().parse_args()
+    parser = get_args_parser()
+    try:
+        _check_options(config_name, list(parser._option_string_actions))
+    except AiraError as error:
+        fail(error)
+    arguments = parser.parse_args()
     if arguments.help or arguments.hydra_help or arguments.info:
         return _end_with_the_reader()
     if arguments.shell_completion or arguments.config_name:
@@ -142,6 +149,33 @@ def _find_the_users_own() -> None:
         print(f"Notice: taken in place of Aira's own of the same name: {', '.join(mine)}.", file=sys.stderr)
 
 
+def _check_options(config_name: str, own: Sequence[str]) -> None:
+    """Answer options as other trainers have them by what is written here: `--lr 3` is optimizer.lr=3.
+
+    Args:
+        own: the options that the command has.
+    """
+    written, wrong, name, at = [], [], config_name, 1
+    while at < len(sys.argv):
+        text = sys.argv[at]
+        option, equals, value = text.partition("=")
+        following = sys.argv[at + 1] if at + 1 < len(sys.argv) else ""
+        at += 1
+        if text == "--":
+            name = "train"  # what stands behind is for the training runs of a pipeline
+        if not re.match(r"--?[A-Za-z]", text) or any(one.startswith(option) for one in own if len(option) > 1):
+            written.append(shlex.quote(text))
+            continue
+        taken = not equals and following and not re.match(r"-[^\d.]|[\w.]+=", following)
+        given = value if equals else following if taken else None
+        at += bool(taken)
+        wrong.append(text if equals or given is None else f"{text} {given}")
+        written.append(in_place_of(option, given, keys_of(name), name))
+    if wrong:
+        command = f"aira {Path(sys.argv[0]).stem} {' '.join(written)}"
+        raise AiraError(f"{', '.join(wrong)}: settings are written as key=value: {command}")
+
+
 def _check_one_folder(overrides: list[str]) -> None:
     """Processes that a scheduler has started compose each for itself, and would each take a folder by its own clock."""
     processes = scheduled()
@@ -174,6 +208,7 @@ def _paths(values: dict[str, Any]) -> list[tuple[str, str]]:
     given += [
         ("method.reference", method.get("reference")),
         *(("data.exclude", file) for file in data.get("exclude", ())),
+        *(("models", one) for one in values.get("models", ()) if "*" not in one),
     ]
     return [(key, path) for key, path in given if path]
 
@@ -222,6 +257,7 @@ def command(config_name: str) -> Callable[[Callable[[], None]], Callable[[], Non
             _replace_what_cannot_be_shown()
             try:
                 _find_the_users_own()
+                _check_options(config_name, ["-h", "--help", "--json"])
                 with _told_at_the_end():
                     if {"-h", "--help"} & set(sys.argv[1:]):
                         told = sys.modules[run.__module__].__doc__

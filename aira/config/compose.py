@@ -3,7 +3,9 @@
 A wrong name or value is answered within a second, with the nearest valid one.
 """
 
+import contextlib
 import inspect
+import re
 from typing import Any
 
 import yaml
@@ -13,9 +15,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from aira.config.conf import CONF, groups, search_in_users_folders
+from aira.config.conf import CONF, conf_file, groups, search_in_users_folders
 from aira.config.overrides import check_key, check_option, parse_override
-from aira.config.record import plain
+from aira.config.record import flat, plain
 from aira.config.values import check_recipe, check_values
 from aira.errors import AiraError, reason_of
 
@@ -57,6 +59,7 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
                 if not group:
                     check_key(override, defaults, config_name)
             cfg = compose(config_name, overrides)
+            _check_set(cfg, config_name)
             values = plain(cfg)
             recipe = defaults.hydra.runtime.choices.get("experiment")
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -70,6 +73,30 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
         check_recipe(recipe, values)
     check_values(values)
     return cfg
+
+
+def _check_set(cfg: DictConfig, config_name: str) -> None:
+    """Every key has a value: what has none by default, `???`, is told with the comment that stands beside it."""
+    told, examples = [], []
+    for key in [key for key, value in flat(OmegaConf.to_container(cfg)) if value == "???"]:
+        group, _, last = key.partition(".")
+        lines = ""
+        with contextlib.suppress(FileNotFoundError):  # a group of the user's own
+            lines = conf_file(f"{group}/_base" if last else config_name).read_text(encoding="utf-8")
+        found = re.search(rf"^ *{key.split('.')[-1]}: \?\?\? # (.*)", lines, re.MULTILINE)
+        what, _, example = (found[1] if found else "").partition(", such as ")
+        told.append(f"{key} has no value{f' ({what})' if what else ''}.")
+        examples += [example] * bool(example)
+    if told:
+        such = f"Such as: aira {config_name} {' '.join(examples)}" if len(examples) == len(told) else ""
+        raise AiraError(" ".join([*told, such or "Set it in its file, or on the command line."]))
+
+
+def keys_of(config_name: str) -> dict[str, Any]:
+    """The keys of a command with their defaults, as they stand in conf/."""
+    search_in_users_folders()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return dict(flat(OmegaConf.to_container(compose(config_name), resolve=False)))
 
 
 def composed_value(config_name: str, overrides: list[str], key: str) -> str:
