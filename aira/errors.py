@@ -50,6 +50,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
         close = same_key
     options = [option for option in inside if "." not in option[len(group) + 1 :]] or options
     close = close or ([] if inside else get_close_matches(name.lower(), options, n=1, cutoff=0.6))
+    close = close or [option for option in options if len(name) > 2 and option.startswith(name.lower())][:1]
     said = [f"Did you mean {' or '.join(map(repr, close))}?"] if close else []
     if len(options) <= (6 if close else 40):
         said.append(f"Valid: {', '.join(options)}." if options else "There is none yet.")

@@ -11,18 +11,19 @@ from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
 from aira.callbacks.emissions import energy, start_tracker
-from aira.config.compose import build
-from aira.config.record import plain, recorded, write_config
+from aira.config.compose import validated
+from aira.config.record import recorded, write_config
+from aira.config.schema import Evaluate, Suite
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
-from aira.evaluation.measure import ROLES, chat, scorer
+from aira.evaluation.measure import PURPOSES, chat, scorer
 from aira.evaluation.results import Line, class_table, compare, published, remember, table
 from aira.evaluation.tasks import SCORER_TASKS, check
 from aira.files import as_json, exports, matched, run_of_export, shown, without_home, write_whole
 from aira.models.export import model_card
 from aira.models.families import context_length, score_label
 from aira.models.loading import load_config
-from aira.parts import Part, log_table
+from aira.parts import Begun, Part, begin, log_table
 from aira.reports.page import page
 from aira.reports.runs import read_run
 
@@ -40,45 +41,45 @@ def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
     Raises:
         AiraError: something that the user can mend; what was scored until then is kept.
     """
-    values, written, by_hydra = plain(cfg), recorded(cfg), run is None
+    settings, written, by_hydra = validated(cfg, Evaluate), recorded(cfg), run is None
     run = (run or Path(HydraConfig.get().runtime.output_dir)).resolve()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if values["compare"]:
-        compared = {"compare": _compared(values, run)}
+    if settings.compare:
+        compared = {"compare": _compared(settings, run)}
         if by_hydra:
             write_config(run, written)
         return compared
-    suite = values["eval"]
-    where = {key: values["model"][key] for key in ("revision", "trust_remote_code")}
-    references = published(suite["published"])
+    suite, chosen = settings.eval, settings.model
+    where: dict[str, Any] = {"revision": chosen.revision, "trust_remote_code": chosen.trust_remote_code}
+    references = published(suite.published)
     work = []
-    for name, path in _models(values).items():  # every mistake is found before the first model is evaluated
-        config, _ = load_config(path, vocab_size=0, role=None, head="score", **where)
-        if (suite["max_length"] or 0) > context_length(config):
+    for name, path in _models(settings).items():  # every mistake is found before the first model is evaluated
+        config, _ = load_config(path, vocab_size=0, architecture=None, head="score", **where)
+        if (suite.max_length or 0) > context_length(config):
             raise AiraError(
-                f"eval.max_length={suite['max_length']}: the context of {path} is {context_length(config)} tokens. Set "
+                f"eval.max_length={suite.max_length}: the context of {path} is {context_length(config)} tokens. Set "
                 "it to that, or less."
             )
-        role = _role(path, config, suite)
-        tasks = suite["tasks"] or [_sample_task(role, values["language"]["code"])]
-        check(tasks, role, suite["data_dir"])
-        work.append((name, path, role, tasks))
+        purpose = _purpose(path, config, suite)
+        tasks = suite.tasks or [_sample_task(purpose, settings.language.code)]
+        check(tasks, purpose, suite.data_dir)
+        work.append((name, path, purpose, tasks))
 
     lines: list[Line] = []
     if by_hydra:
         write_config(run, written)
-    for name, path, role, tasks in work:
-        started, tracker = time.time(), start_tracker(values["country"])
+    for name, path, purpose, tasks in work:
+        started, tracker = time.time(), start_tracker(settings.country)
         folder = run / name
         (folder / "rows").mkdir(parents=True, exist_ok=True)
         try:
-            measure = chat if role == "chat" else scorer
-            found, results = measure(name, path, tasks, values, where, folder / "rows")
+            measure = chat if purpose == "chat" else scorer
+            found, results = measure(name, path, tasks, settings, where, folder / "rows")
         finally:
             emissions = energy(tracker, stop=True)
         results["aira"] = {
             "model": path,
-            "role": role,
+            "purpose": purpose,
             "config": written,
             "environment": environment(),
             "seconds": time.time() - started,
@@ -87,8 +88,8 @@ def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
         text = without_home(as_json(results, indent=2, default=str))
         write_whole(folder / "results.json", f"{text}\n")
         lines += found
-        _remembered(path, found, suite["limit"])
-    return _told(lines + references, work, values, run)
+        _remembered(path, found, suite.limit)
+    return _told(lines + references, work, settings, written, run)
 
 
 def _remembered(path: str, lines: list[Line], limit: int | None) -> None:
@@ -107,15 +108,15 @@ def _remembered(path: str, lines: list[Line], limit: int | None) -> None:
         print(f"Notice: the page and the card of {run} do not have these figures: {reason_of(error)}")
 
 
-def _models(values: dict[str, Any]) -> dict[str, str]:
+def _models(settings: Evaluate) -> dict[str, str]:
     """What is evaluated: paths by name."""
     found: dict[str, str] = {}
-    for given in values["models"] or [values["model"]["path"]]:
+    for given in settings.models or [settings.model.path]:
         if given == "last":
-            newest = next(exports(values["output_dir"]), None)
+            newest = next(exports(settings.output_dir), None)
             if newest is None:
                 raise AiraError(
-                    f"model.path=last: no run below {values['output_dir']}/ has an export. Train first (aira "
+                    f"model.path=last: no run below {settings.output_dir}/ has an export. Train first (aira "
                     "train), or name a model: model.path=<folder or hub id>, or model=gpt2-124m."
                 )
             paths = [str(newest)]
@@ -133,36 +134,36 @@ def _models(values: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _role(path: str, config: PretrainedConfig, suite: dict[str, Any]) -> str:
+def _purpose(path: str, config: PretrainedConfig, suite: Suite) -> str:
     """What a model is for: chat, reward or toxicity."""
     label = score_label(config)
     if label is None:
         return "chat"
-    if label in ROLES:
-        return ROLES[label]
-    roles = {SCORER_TASKS[task].role for task in suite["tasks"] if task in SCORER_TASKS}
-    if roles == {"toxicity"} and not suite["high_score"]:
+    if label in PURPOSES:
+        return PURPOSES[label]
+    purposes = {SCORER_TASKS[task].purpose for task in suite.tasks if task in SCORER_TASKS}
+    if purposes == {"toxicity"} and not suite.high_score:
         raise AiraError(
             f"{path} does not say what its score means (id2label is {config.id2label}): set eval.high_score=harmless "
             "(as the published ToxiGuardrail) or toxic."
         )
-    if len(roles) != 1:
+    if len(purposes) != 1:
         raise AiraError(
             f"{path} does not say what it is for (id2label is {config.id2label}): name a suite for it, such as "
             "eval=reward or eval=toxicity-en."
         )
-    return roles.pop()
+    return purposes.pop()
 
 
-def _sample_task(role: str, language: str) -> str:
-    return f"sample_{ {'chat': 'answers', 'reward': 'preference', 'toxicity': 'labelled'}[role] }_{language}"
+def _sample_task(purpose: str, language: str) -> str:
+    return f"sample_{ {'chat': 'answers', 'reward': 'preference', 'toxicity': 'labelled'}[purpose] }_{language}"
 
 
-def _told(lines: list[Line], work: list[Any], values: dict[str, Any], run: Path) -> dict[str, Any]:
+def _told(lines: list[Line], work: list[Any], settings: Evaluate, written: dict[str, Any], run: Path) -> dict[str, Any]:
     """Write and print the tables."""
-    suite = values["eval"]
+    suite = settings.eval
     tasks = list(dict.fromkeys(task for *_, tasks in work for task in tasks))
-    averaged = [task for task in tasks if task not in suite["not_averaged"]]
+    averaged = [task for task in tasks if task not in suite.not_averaged]
     for form, suffix in (("markdown", "md"), ("latex", "tex")):
         both = [table(lines, tasks, averaged, form), class_table(lines, tasks, form)]
         write_whole(run / f"table.{suffix}", "\n".join(filter(None, both)))
@@ -177,22 +178,21 @@ def _told(lines: list[Line], work: list[Any], values: dict[str, Any], run: Path)
                     f"[{100 * found['lower']:+.1f}, {100 * found['upper']:+.1f}]"
                 )
     print(f"Written to {shown(run)}/: table.md, table.tex, and for each model results.json and rows/")
-    for part in values["logger"].values():
-        logger = build(part, run=run, values=values)
+    for logger in begin(settings.logger.parts(), "logger", Begun(run, written)):
         rows = [[line.name, *(str(line.scores.get(task, "")) for task in tasks)] for line in lines]
         log_table([logger], "evaluation", ["model", *tasks], rows)
         scalars = {f"eval/{n}/{t}/{k}": v for n, by in figures.items() for t, one in by.items() for k, v in one.items()}
         if isinstance(logger, Part):
-            logger.evaluated(run, suite["name"], [path for _, path, _, _ in work])
+            logger.evaluated(run, suite.name, [path for _, path, _, _ in work])
         logger.log_metrics(scalars)
         logger.finalize("success")
     return figures
 
 
-def _compared(values: dict[str, Any], run: Path) -> list[dict[str, Any]]:
+def _compared(settings: Evaluate, run: Path) -> list[dict[str, Any]]:
     """Tell which of two evaluations is better."""
-    found = compare(values["compare"], values["seed"])
-    first, second = values["compare"]
+    found = compare(settings.compare, settings.seed)
+    first, second = settings.compare
     print(f"Second minus first, points with a paired 95 % interval:\n  first   {first}\n  second  {second}\n")
     for row in found:
         sure = "second is better" if row["low"] > 0 else "first is better" if row["high"] < 0 else "no difference told"

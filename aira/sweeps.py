@@ -11,10 +11,10 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ChoiceSweep
 from hydra.experimental.callback import Callback
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from aira.config.record import plain
+from aira.config.compose import build, validated
+from aira.config.schema import Train
 from aira.config.spaces import Space, chosen_as, listed, parsed
 from aira.errors import AiraError, reason_of
 from aira.files import read_json, read_text, write_whole
@@ -27,11 +27,9 @@ def sweep(cfg: DictConfig) -> float | None:
     """Run the search that conf/sweep describes, in Hydra's run folder."""
     hydra = HydraConfig.get()
     overrides = [text for text in hydra.overrides.task if not text.lstrip("+~").startswith("sweep")]
-    settings = plain(cfg.sweep)
-    settings.pop("spaces")
+    settings = validated(cfg, Train).sweep.model_dump(by_alias=True, exclude_unset=True, exclude={"spaces"})
     folder = Path(hydra.runtime.output_dir)
-    search = instantiate(settings, _partial_=True, _convert_="all")  # called apart, so that Hydra wraps no error of it
-    best: float | None = search(overrides=overrides, folder=folder, cwd=hydra.runtime.cwd)
+    best: float | None = build(settings, "sweep", overrides=overrides, folder=folder, cwd=hydra.runtime.cwd)
     return best
 
 

@@ -1,7 +1,6 @@
 """A training run from its configuration to its export: the whole story on one page."""
 
 import contextlib
-import inspect
 import json
 import logging
 import math
@@ -15,7 +14,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from torch.distributed.distributed_c10d import PrefixStore
@@ -24,9 +22,11 @@ from torch.distributed.rendezvous import rendezvous
 from aira.callbacks.checkpoint import changed_settings, check_shapes, measured, read_state
 from aira.callbacks.progress import Progress
 from aira.callbacks.signals import Signals
-from aira.config.bounds import NO_FP16
-from aira.config.compose import build
-from aira.config.record import plain, recorded, write_config
+from aira.config.compose import build, validated
+from aira.config.record import recorded, write_config
+from aira.config.schema import DPO, SFT, Train
+from aira.config.schema import Trainer as TrainerSettings
+from aira.config.values import NO_FP16
 from aira.data.module import DataModule
 from aira.data.tokenize import tokenizer_content
 from aira.environment import environment
@@ -36,15 +36,9 @@ from aira.folders import identity
 from aira.models.export import export, model_card
 from aira.models.families import context_length
 from aira.models.loading import end_tokens, load_config, load_model, load_tokenizer
-from aira.parts import Finished, Part
+from aira.parts import Begun, Finished, Part, begin
 from aira.reports.page import page
 from aira.reports.runs import read_run
-
-WHERE = ("path", "role", "revision", "trust_remote_code")
-"""Keys of conf/model that say which model it is."""
-
-BUILDING = ("config", "attn_implementation", "dropout", "gradient_checkpointing", "compile", "lora")
-"""Keys of conf/model that say how it is set up."""
 
 
 def train(cfg: DictConfig, run: Path | None = None) -> dict[str, float]:
@@ -64,39 +58,53 @@ def train(cfg: DictConfig, run: Path | None = None) -> dict[str, float]:
     with Signals() as signals:
         by_hydra = run is None
         run = (run or Path(HydraConfig.get().runtime.output_dir)).resolve()
-        return _train(plain(cfg), recorded(cfg), run, by_hydra, signals)
+        return _train(validated(cfg, Train), recorded(cfg), run, by_hydra, signals)
 
 
-def _train(
-    values: dict[str, Any], written: dict[str, Any], run: Path, by_hydra: bool, signals: Signals
-) -> dict[str, float]:
+def _train(settings: Train, written: dict[str, Any], run: Path, by_hydra: bool, signals: Signals) -> dict[str, float]:
     """See `train`; `written` is the configuration as it is written down, by a command and not where Python calls."""
     started = time.time()
     run.mkdir(parents=True, exist_ok=True)
     _quiet()
-    running = {**values["trainer"], "precision": _precision(values["trainer"])}
-    pl.seed_everything(values["seed"], verbose=False)
-    checkpoint = Path(values["ckpt_path"]) if values["ckpt_path"] else None
+    precision = _precision(settings.trainer)
+    pl.seed_everything(settings.seed, verbose=False)
+    checkpoint = Path(settings.ckpt_path) if settings.ckpt_path else None
     state = read_state(checkpoint) if checkpoint else {}
 
-    settings, method = values["model"], values["method"]
-    where = {key: settings[key] for key in WHERE}
-    where["head"] = method["head"]
-    tokenizer, added = load_tokenizer(**where, template=settings["template"], prompt_bos=settings["prompt_bos"])
-    config, _ = load_config(**where, vocab_size=len(tokenizer), config=settings["config"])
-    _check_length(values["data"]["max_length"], config)
-    if method.get("reference"):
-        theirs, _ = load_config(method["reference"], vocab_size=0)
-        _check_length(values["data"]["max_length"], theirs, f" of method.reference={method['reference']}")
-    beside = {key: settings[key] for key in ("revision", "trust_remote_code")}
-    data = _data(values, tokenizer, end_tokens(settings["path"], tokenizer, added, config, **beside))
+    chosen, method = settings.model, settings.method
+    hub: dict[str, Any] = {"revision": chosen.revision, "trust_remote_code": chosen.trust_remote_code}
+    where = {"path": chosen.path, "architecture": chosen.architecture, "head": method.head, **hub}
+    tokenizer, added = load_tokenizer(**where, template=chosen.template, prompt_bos=chosen.prompt_bos)
+    config, _ = load_config(**where, vocab_size=len(tokenizer), config=chosen.config)
+    _check_length(settings.data.max_length, config)
+    if isinstance(method, DPO) and method.reference:
+        theirs, _ = load_config(method.reference, vocab_size=0)
+        _check_length(settings.data.max_length, theirs, f" of method.reference={method.reference}")
+    data = _data(settings, tokenizer, end_tokens(chosen.path, tokenizer, added, config, **hub))
     for line in data.said:
         print(line)
-    building = {key: settings[key] for key in BUILDING}
-    model = load_model(tokenizer=tokenizer, added=added, label=method["label"], **where, **building)
-    shared = {key: values[key] for key in ("optimizer", "schedule", "seed")}
-    module = build({"_target_": method["module"]}, model=model, tokenizer=tokenizer, **shared, **method)
-    steps = _steps(values["trainer"], data)
+    model = load_model(
+        tokenizer=tokenizer,
+        added=added,
+        label=method.label,
+        config=chosen.config,
+        attn_implementation=chosen.attn_implementation,
+        dropout=chosen.dropout,
+        gradient_checkpointing=chosen.gradient_checkpointing,
+        compile=chosen.compile,
+        lora=chosen.lora,
+        **where,
+    )
+    module = build(
+        {"_target_": method.module, **method.arguments()},
+        f"method={method.name}",
+        model=model,
+        tokenizer=tokenizer,
+        optimizer=settings.optimizer,
+        schedule=settings.schedule,
+        seed=settings.seed,
+    )
+    steps = _steps(settings.trainer, data)
     record = {
         "settings": json.loads(without_home(as_json(identity(written)))),  # of plain types, for a checkpoint
         "rows": data.rows_key,
@@ -106,23 +114,21 @@ def _train(
     if checkpoint:
         check_shapes(checkpoint, state["shapes"], module)
         changed = changed_settings(checkpoint, state, record, steps)
-    chosen = [part for part in values["callbacks"].values() if part.pop("head", method["head"]) == method["head"]]
-    callbacks = [
-        build(part, run=run, tokenizer=tokenizer, started=started, record=record, changed=changed) for part in chosen
-    ]
-    loggers = [build(part, run=run, values=written) for part in values["logger"].values()]
-    trainer = _trainer(running, data, steps, [*callbacks, signals], loggers, run)
+    begun = Begun(run, written, tokenizer, started, record, changed)
+    callbacks = begin(settings.callbacks.parts(), "callbacks", begun, method.head)
+    loggers = begin(settings.logger.parts(), "logger", begun)
+    trainer = _trainer(settings.trainer, precision, data, steps, [*callbacks, signals], loggers, run)
     if trainer.is_global_zero:
         if by_hydra:
             write_config(run, written)
-        _announce(values, data, model, steps, run)
+        _announce(settings, data, model, steps, run)
         for key, (old, new) in changed.get("settings", {}).items():
             print(f"From step {changed['step']} on {key} is {new}; before, it was {old}.")
     with _processes_named(run):
-        _meet_again(values["trainer"]["accelerator"])
+        _meet_again(settings.trainer.accelerator)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     signals.on_train_end(trainer, module)  # Lightning calls nothing where all steps were done before
-    best = run / "checkpoints" / "best.ckpt" if values["export"] == "best" else None
+    best = run / "checkpoints" / "best.ckpt" if settings.export == "best" else None
     if best and not best.exists():
         raise AiraError(
             "export=best: no validation gave callbacks.checkpoint.monitor a number, so no checkpoint is the best. "
@@ -134,7 +140,7 @@ def _train(
     if trainer.is_global_zero:
         parts = [part for part in (*callbacks, *loggers) if isinstance(part, Part)]
         finished = Finished(
-            trainer, module, model, data, run, values, best is not None, started, metrics, environment()
+            trainer, module, model, data, run, settings, best is not None, started, metrics, environment()
         )
         for part in reversed(parts):
             metrics |= part.finish(finished)
@@ -145,7 +151,7 @@ def _train(
                 print(f"{name} is {float(value)}, which is no number, and is left out.")
         module.before_export(model)
         (run / "evaluations.jsonl").unlink(missing_ok=True)  # of an export of fewer steps, which this one replaces
-        longest = values["data"]["max_length"] if method["head"] == "score" else None
+        longest = settings.data.max_length if method.head == "score" else None
         card = model_card(written, metrics, finished.environment)
         export(model, tokenizer, run / "export", card, max_length=longest)
         for part in parts:
@@ -156,7 +162,7 @@ def _train(
         if by_hydra:
             write_whole(run / "report.html", page([read_run(run)], run.name))
         signals.idle = "when all was written."
-        _summary(values, metrics, parts, run)
+        _summary(settings, metrics, parts, run)
     trainer.strategy.barrier()
     return metrics
 
@@ -215,39 +221,50 @@ def _check_length(max_length: int, config: Any, which: str = "") -> None:
         )
 
 
-def _data(values: dict[str, Any], tokenizer: Any, ends: list[int]) -> DataModule:
-    accepted = inspect.signature(DataModule.__init__).parameters
+def _data(settings: Train, tokenizer: Any, ends: list[int]) -> DataModule:
+    method, beside = settings.method, {"name", "sources"}  # by which the configuration finds the others
     return DataModule(
         tokenizer,
-        kind=values["method"]["kind"],
-        head=values["method"]["head"],
-        loss_on=values["method"].get("loss_on", "response"),
+        kind=method.kind,
+        head=method.head,
+        loss_on=method.loss_on if isinstance(method, SFT) else "response",
         ends=ends,
-        padded=values["model"]["role"] == "encoder",
-        seed=values["seed"],
-        cache_dir=values["cache_dir"],
-        **{key: value for key, value in values["data"].items() if key in accepted},
+        padded=settings.model.architecture == "encoder",
+        seed=settings.seed,
+        cache_dir=settings.cache_dir,
+        **{key: value for key, value in settings.data if key not in beside},
     )
 
 
-def _steps(settings: dict[str, Any], data: DataModule) -> int:
+def _steps(settings: TrainerSettings, data: DataModule) -> int:
     """Optimizer steps of the whole run."""
-    return int(settings["max_steps"] if settings["max_steps"] > 0 else settings["max_epochs"] * data.steps_per_epoch)
+    return settings.max_steps if settings.max_steps > 0 else settings.max_epochs * data.steps_per_epoch
 
 
 def _trainer(
-    settings: dict[str, Any], data: DataModule, steps: int, callbacks: list[Any], loggers: list[Any], run: Path
+    settings: TrainerSettings,
+    precision: str,
+    data: DataModule,
+    steps: int,
+    callbacks: list[Any],
+    loggers: list[Any],
+    run: Path,
 ) -> pl.Trainer:
     """Lightning's Trainer; to it the whole run is one epoch, so a run can be gone on with at any step."""
-    interval = settings["val_check_interval"]
+    interval = settings.val_check_interval
     if isinstance(interval, float):
         interval = max(1, round(interval * data.steps_per_epoch))
+    given = settings.model_dump(by_alias=True) | {
+        "precision": precision,
+        "max_epochs": 1,
+        "max_steps": steps,
+        "val_check_interval": min(interval, steps),
+    }
     try:
-        trainer: pl.Trainer = instantiate(settings, _partial_=True)(
-            max_epochs=1,
-            max_steps=steps,
-            val_check_interval=min(interval, steps),
-            callbacks=[*callbacks, Progress()] if settings["enable_progress_bar"] else callbacks,
+        trainer: pl.Trainer = build(
+            given,
+            "trainer",
+            callbacks=[*callbacks, Progress()] if settings.enable_progress_bar else callbacks,
             logger=loggers or False,
             default_root_dir=run,
             use_distributed_sampler=False,
@@ -260,33 +277,33 @@ def _trainer(
         raise AiraError(f"The trainer cannot be set up: {error} (trainer=cpu runs everywhere.)") from error
 
 
-def _precision(settings: dict[str, Any]) -> str:
+def _precision(settings: TrainerSettings) -> str:
     """What trainer.precision=auto is on this machine."""
-    if settings["precision"] != "auto":
-        return str(settings["precision"])
-    if settings["accelerator"] == "cpu" or not torch.cuda.is_available():
+    if settings.precision != "auto":
+        return settings.precision
+    if settings.accelerator == "cpu" or not torch.cuda.is_available():
         return "32-true"
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16-mixed"
-    if isinstance(settings["strategy"], dict):  # of conf/trainer/fsdp.yaml
+    if settings.sharded:
         raise AiraError(f"trainer.precision=auto would be 16-mixed on this GPU: {NO_FP16[True]}")
     return "16-mixed"
 
 
-def _announce(values: dict[str, Any], data: DataModule, model: torch.nn.Module, steps: int, run: Path) -> None:
+def _announce(settings: Train, data: DataModule, model: torch.nn.Module, steps: int, run: Path) -> None:
     count = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print(
-        f"{values['method']['name']}: {values['model']['name']} ({count / 1e6:.1f} M parameters, {trained / 1e6:.1f} M "
+        f"{settings.method.name}: {settings.model.name} ({count / 1e6:.1f} M parameters, {trained / 1e6:.1f} M "
         f"trained) on {data.path}\n{len(data.train)} training and {len(data.validation)} validation examples, "
         f"{steps} steps of {data.batch_size}; written to {shown(run)}"
     )
 
 
-def _summary(values: dict[str, Any], metrics: dict[str, float], parts: list[Part], run: Path) -> None:
+def _summary(settings: Train, metrics: dict[str, float], parts: list[Part], run: Path) -> None:
     """What a user wants to know at the end, and the next thing to try."""
     print(f"\nDone in {metrics['seconds']:.0f} s, {metrics['steps']:.0f} steps.")
-    for name in values["method"]["summary"]:
+    for name in settings.method.summary:
         if name in metrics:
             print(f"  {name:28} {metrics[name]:{'.0f' if metrics[name] >= 1000 else '.4g'}}")
     for line in (line for part in parts for line in part.summary()):
@@ -295,5 +312,5 @@ def _summary(values: dict[str, Any], metrics: dict[str, float], parts: list[Part
     print(f"\nExport (any Hugging Face tool loads it): {export_path}")
     if (run / "report.html").exists():
         print(f"Report: {shown(run / 'report.html')}")
-    following = values["method"]["next"].format(export=typed("model.path", export_path))
-    print(f"Next: {following} language={values['language']['code']}")
+    following = settings.method.next.format(export=typed("model.path", export_path))
+    print(f"Next: {following} language={settings.language.code}")

@@ -108,6 +108,7 @@ def run_aira(
     head: str = "lm",
 ) -> None:
     """Train with Aira's defaults, but for the size of rows, on ``rows`` in their order."""
+    from aira.config.schema import Optimizer, Schedule
     from aira.data.module import DataModule
     from aira.models.loading import load_model, load_tokenizer
 
@@ -139,8 +140,8 @@ def run_aira(
             cache_dir=str(Path(folder, "cache")),
         )
         model = load_model(arguments.folder, tokenizer, added, head=head, label="reward")
-        optimizer = {"lr": LEARNING_RATE, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8, "max_grad_norm": 1.0}
-        module = make(model, optimizer, {"name": "constant", "warmup": 0}, tokenizer=tokenizer, cache=folder)
+        optimizer = Optimizer(lr=LEARNING_RATE, weight_decay=0.0, betas=[0.9, 0.999], eps=1e-8, max_grad_norm=1.0)
+        module = make(model, optimizer, Schedule(name="constant", warmup=0), tokenizer=tokenizer, cache=folder)
         meter.attach(model)
         trainer = pl.Trainer(
             accelerator="cpu",

@@ -201,7 +201,7 @@ def test_the_file_of_two_data_sets(tmp_path, monkeypatch):
     exec(code, {})
     rows = [json.loads(line) for line in (tmp_path / "harmless-aira-hh.jsonl").read_text().splitlines()]
     assert len(rows) == 6 + 6 and all(set(row) == {"chosen", "rejected"} for row in rows)
-    tokenizer, _ = load_tokenizer("pkg://aira.models/tiny/encoder", role="encoder", head="score")
+    tokenizer, _ = load_tokenizer("pkg://aira.models/tiny/encoder", architecture="encoder", head="score")
     settings = values("experiment=harmless-reward-model")["data"]
     data = DataModule(
         tokenizer,

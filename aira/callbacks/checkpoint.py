@@ -14,7 +14,7 @@ import torch
 from aira.environment import differences, environment
 from aira.errors import AiraError, nearest, reason_of
 from aira.files import no_room, typed
-from aira.parts import Finished, Part
+from aira.parts import Begun, Finished, Part
 
 STATE = frozenset({"state_dict", "optimizer_states", "callbacks", "global_step"})
 """What a run needs to go on."""
@@ -121,32 +121,23 @@ class Checkpoints(pl.Callback, Part):
     after it: going on never misses one.
 
     Args:
-        run: the run's folder.
-        started: when the process began to work, as `time.time()`.
         every_n_train_steps: optimizer steps between two checkpoints.
         monitor: the metric that `best` goes by.
         mode: `min` or `max`.
-        record: what says which run it is: its `settings` by dotted keys, and the hashes `rows` and `tokenizer`.
-        changed: of `changed_settings`, where the run goes on.
     """
 
-    def __init__(
-        self,
-        run: Path,
-        started: float,
-        every_n_train_steps: int,
-        monitor: str,
-        mode: str,
-        record: dict[str, Any],
-        changed: dict[str, Any],
-    ) -> None:
-        self.folder, self.started = run / "checkpoints", started
-        self.record, self.resumed = record, [changed] if changed else []
+    def __init__(self, every_n_train_steps: int, monitor: str, mode: str) -> None:
         self.every_n_train_steps, self.monitor, self.sign = every_n_train_steps, monitor, {"min": 1, "max": -1}[mode]
         self.best: float | None = None
         self.best_metrics: dict[str, float] = {}  # of the validation that best.ckpt was written after
         self.metrics: dict[str, float] = {}  # as last.ckpt has them
         self.saved_step = -1
+
+    def begin(self, run: Begun) -> "Checkpoints":
+        """Know where to write, and what says which run it is."""
+        self.folder, self.started = run.folder / "checkpoints", run.started
+        self.record, self.resumed = run.record, [run.changed] if run.changed else []
+        return self
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         """Refuse to go on from one checkpoint in one process and from another in the next.

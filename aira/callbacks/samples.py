@@ -1,43 +1,39 @@
 """The model's answers while it is trained, and how many training and held-out prompts it answers exactly."""
 
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from aira.data.module import DataModule, Split
 from aira.files import add_lines, as_json
 from aira.inference.generation import answer
-from aira.parts import Finished, Part, log_table
+from aira.parts import Begun, Finished, Part, log_table
 
 
 class Samples(pl.Callback, Part):
     """Answers fixed questions every n steps, to the console, samples.jsonl and loggers; at the end counts exact ones.
 
     Args:
-        run: the run's folder.
-        tokenizer: of the model that is trained.
         questions: what is asked.
         every_n_steps: optimizer steps between two rounds.
         max_new_tokens: the longest answer.
         exact_match: how many training and how many held-out prompts are answered at the end; 0 for none.
     """
 
-    def __init__(
-        self,
-        run: Path,
-        tokenizer: PreTrainedTokenizerBase,
-        questions: list[str],
-        every_n_steps: int,
-        max_new_tokens: int,
-        exact_match: int,
-    ) -> None:
-        self.run, self.tokenizer, self.questions, self.every_n_steps = run, tokenizer, questions, every_n_steps
+    head = "lm"
+
+    def __init__(self, questions: list[str], every_n_steps: int, max_new_tokens: int, exact_match: int) -> None:
+        self.questions, self.every_n_steps = questions, every_n_steps
         self.max_new_tokens, self.limit = max_new_tokens, exact_match
         self.answers: list[tuple[str, str]] = []
         self.exact: dict[str, tuple[float, int]] = {}
+
+    def begin(self, run: Begun) -> "Samples":
+        """Know where to write, and how to ask."""
+        assert run.tokenizer is not None  # of the model that is trained
+        self.folder, self.tokenizer = run.folder, run.tokenizer
+        return self
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
@@ -75,7 +71,7 @@ class Samples(pl.Callback, Part):
         self.answers = [(question, text) for question, (text,) in zip(self.questions, said, strict=True)]
         print("\n".join([f"\nAnswers {when}:", *(f"  {question}\n    {text}" for question, text in self.answers)]))
         rows = ({"step": step, "question": question, "answer": text} for question, text in self.answers)
-        add_lines(self.run / "samples.jsonl", (as_json(row, ensure_ascii=False) for row in rows))
+        add_lines(self.folder / "samples.jsonl", (as_json(row, ensure_ascii=False) for row in rows))
         log_table(loggers, "samples", ["question", "answer"], [list(pair) for pair in self.answers], step)
 
     def _exact_match(self, model: nn.Module, data: DataModule, split: Split) -> tuple[float, int]:

@@ -1,6 +1,5 @@
 """What a scorer makes of held-out texts: the highest and the lowest scores, and the pairs that it ranks wrongly."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytorch_lightning as pl
 from aira.data.module import DataModule
 from aira.data.schemas import Message
 from aira.files import write_whole
-from aira.parts import Finished, Part, log_table
+from aira.parts import Begun, Finished, Part, log_table
 
 SHOWN = 60
 """Characters of a text on the console; loggers get it whole."""
@@ -21,12 +20,18 @@ class Scores(pl.Callback, Part):
     All scores of the last validation stand in `scores.csv`.
 
     Args:
-        run: the run's folder.
         count: texts of each sort: highest, lowest, and (for pairs) wrongly ranked, the worst first.
     """
 
-    def __init__(self, run: Path, count: int) -> None:
-        self.run, self.count = run, count
+    head = "score"
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def begin(self, run: Begun) -> "Scores":
+        """Know where to write."""
+        self.folder = run.folder
+        return self
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Log the table."""
@@ -52,7 +57,7 @@ class Scores(pl.Callback, Part):
         for row, classes, scores in zip(module.indices, labels, module.scores, strict=True):
             for branch, score in enumerate(scores):
                 lines.append(f"{row},{branch},{classes[branch] if len(classes) else -1},{score:.6g}")
-        write_whole(self.run / "scores.csv", "\n".join([*lines, ""]))
+        write_whole(self.folder / "scores.csv", "\n".join([*lines, ""]))
 
     def table(self, module: Any, data: DataModule) -> list[list[Any]]:
         """Rows of sort, score, prompt and text; for wrongly ranked pairs, chosen and rejected follow each other."""

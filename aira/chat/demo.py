@@ -13,9 +13,9 @@ from aira.chat.explorer import PARTS, Explorer
 from aira.chat.load import load
 from aira.chat.pipeline import Candidate, Chat
 from aira.chat.texts import TEXTS
-from aira.config.compose import compose_config
+from aira.config.compose import compose_settings
 from aira.config.conf import options
-from aira.config.record import plain
+from aira.config.schema import Chat as ChatSettings
 from aira.data.schemas import Message
 from aira.errors import AiraError
 
@@ -32,8 +32,8 @@ class Demo:
 
     def __init__(self, overrides: list[str]) -> None:
         others = [text for text in overrides if not text.startswith("language=")]
-        self.values = {
-            code: plain(compose_config("chat", [*others, f"language={code}"])) for code in options("language")
+        self.settings = {
+            code: compose_settings(ChatSettings, [*others, f"language={code}"]) for code in options("language")
         }
         self._chats: dict[str, Chat] = {}
         self._explorers: dict[str, Explorer] = {}
@@ -41,7 +41,7 @@ class Demo:
     def chat(self, language: str) -> Chat:
         """The chat in a language."""
         if language not in self._chats:
-            self._chats[language] = load(self.values[language])
+            self._chats[language] = load(self.settings[language])
         return self._chats[language]
 
     def reply(
@@ -58,12 +58,12 @@ class Demo:
         Raises:
             AiraError: the message is empty or too long, or there is no chat model in the language.
         """
-        values = self.values[language]
-        if len(message) > values["demo"]["max_characters"]:
-            raise AiraError(TEXTS[language]["too_long"].format(len(message), values["demo"]["max_characters"]))
+        settings = self.settings[language]
+        if len(message) > settings.demo.max_characters:
+            raise AiraError(TEXTS[language]["too_long"].format(len(message), settings.demo.max_characters))
         chat = copy.copy(self.chat(language))
-        chat.set_sampling(repetition_penalty=values["repetition_penalty"], **sampling)
-        reply = chat.reply(message, history, seed=values["seed"] + len(history) // 2, guard=guard)
+        chat.set_sampling(repetition_penalty=settings.repetition_penalty, **sampling)
+        reply = chat.reply(message, history, seed=settings.seed + len(history) // 2, guard=guard)
         asked = [*history, {"role": "user", "content": message}]
         for text in [*reply.stream(), reply.text]:
             yield [*asked, {"role": "assistant", "content": text}], reply.candidates, reply.forgotten
@@ -74,12 +74,12 @@ class Demo:
         Raises:
             AiraError: the text is too long, or the data cannot be read.
         """
-        values = self.values[language]
-        if len(text) > values["demo"]["max_characters"]:
-            raise AiraError(TEXTS[language]["too_long"].format(len(text), values["demo"]["max_characters"]))
+        settings = self.settings[language]
+        if len(text) > settings.demo.max_characters:
+            raise AiraError(TEXTS[language]["too_long"].format(len(text), settings.demo.max_characters))
         if language not in self._explorers:
-            data = values["data"]
-            self._explorers[language] = Explorer(data["path"], data["split"], data["columns"])
+            data = settings.data
+            self._explorers[language] = Explorer(data.path, data.split, data.columns)
         found = self._explorers[language].search(text, over)
         return [[f"{cosine:.2f}", prompt[:SHOWN], completion[:SHOWN]] for cosine, prompt, completion in found]
 
@@ -114,7 +114,7 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
         raise AiraError("The demo needs Gradio: pip install -e '.[demo]'.") from error
     from aira.chat.gate import Gate, names_of  # of Gradio's own libraries
 
-    values = demo.values[language]
+    settings = demo.settings[language]
     shown: list[tuple[Any, str, str]] = []  # parts of the page whose texts change with the language
 
     def add(kind: Any, key: str, prop: str = "label", **settings: Any) -> Any:
@@ -165,7 +165,7 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
                     "ask",
                     "placeholder",
                     show_label=False,
-                    max_length=values["demo"]["max_characters"],
+                    max_length=settings.demo.max_characters,
                     max_lines=6,
                     elem_id="message",
                 )
@@ -176,12 +176,12 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
                 guard = add(gr.Checkbox, "guard", value=True, elem_id="guard")
                 with add(gr.Accordion, "sampling", open=True):
                     with gr.Row():
-                        n = add(gr.Slider, "n", minimum=1, maximum=10, step=1, value=values["n"])
+                        n = add(gr.Slider, "n", minimum=1, maximum=10, step=1, value=settings.n)
                         limits: dict[str, Any] = {"minimum": 0, "maximum": 2, "step": 0.05}
-                        temperature = add(gr.Slider, "temperature", value=values["temperature"], **limits)
+                        temperature = add(gr.Slider, "temperature", value=settings.temperature, **limits)
                     with gr.Row():
-                        top_k = add(gr.Slider, "top_k", minimum=0, maximum=200, step=1, value=values["top_k"])
-                        top_p = add(gr.Slider, "top_p", minimum=0.05, maximum=1, step=0.05, value=values["top_p"])
+                        top_k = add(gr.Slider, "top_k", minimum=0, maximum=200, step=1, value=settings.top_k)
+                        top_p = add(gr.Slider, "top_p", minimum=0.05, maximum=1, step=0.05, value=settings.top_p)
                 candidates = add(
                     gr.Dataframe,
                     "candidates",
@@ -192,7 +192,7 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
                 )
         with add(gr.Tab, "explorer", elem_id="explorer"):
             with gr.Row():
-                query = add(gr.Textbox, "query", elem_id="query", scale=3, max_length=values["demo"]["max_characters"])
+                query = add(gr.Textbox, "query", elem_id="query", scale=3, max_length=settings.demo.max_characters)
                 choices = [(TEXTS[language][part], part) for part in PARTS]
                 over = add(gr.Radio, "over", choices=choices, value=PARTS[0], elem_id="over", scale=1)
             search = add(gr.Button, "search", "value", variant="primary", elem_id="search")
@@ -259,9 +259,9 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
         changed.then(lambda code: headed(code, "rows", []), spoken, found, **private)
 
     fonts: Any = ["system-ui", "sans-serif"]  # those of the machine: nothing is fetched
-    _, address, _ = page.queue(max_size=values["demo"]["max_waiting"], api_open=False).launch(
-        server_name=values["demo"]["host"],
-        server_port=values["demo"]["port"],
+    _, address, _ = page.queue(max_size=settings.demo.max_waiting, api_open=False).launch(
+        server_name=settings.demo.host,
+        server_port=settings.demo.port,
         theme=gr.themes.Default(font=fonts, font_mono=fonts),
         share=False,
         quiet=True,
@@ -274,5 +274,5 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
         max_file_size="1kb",  # nothing is uploaded
     )
     served = page.server.config  # each connection takes its application from it
-    served.loaded_app = Gate(served.loaded_app, names_of(values["demo"]["host"], values["demo"]["hosts"]))
+    served.loaded_app = Gate(served.loaded_app, names_of(settings.demo.host, settings.demo.hosts))
     return page, address

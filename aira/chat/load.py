@@ -4,45 +4,52 @@ import sys
 import warnings
 from typing import Any
 
+from aira.config.schema import Answering, Chat
 from aira.errors import AiraError
 from aira.files import check_exists, exports
 
-ROLES = {"chat_model": "chat", "reward_model": "reward", "toxicity_model": "toxicity"}
+PURPOSES = {"chat_model": "chat", "reward_model": "reward", "toxicity_model": "toxicity"}
 
 
-def load(values: dict[str, Any]) -> Any:
+def load(settings: Answering) -> Any:
     """The chat of a configuration; which models `last` stands for is told on stderr."""
-    if values["chat_model"] == "none":
+    named = {key: getattr(settings, key) for key in PURPOSES}
+    if settings.chat_model == "none":
         raise AiraError("chat_model=none: somebody must answer. Name a folder, a hub id, or last.")
-    for key in ROLES:
-        if values[key] not in ("last", "none"):
-            check_exists(key, values[key])
-    from aira.chat.pipeline import Chat  # torch is imported only once the configuration is known to be right
+    for key, path in named.items():
+        if path not in ("last", "none"):
+            check_exists(key, path)
+    from aira.chat.pipeline import Chat as Talk  # torch is imported only once the configuration is known to be right
     from aira.models.forward import device_of
 
-    language = values["language"]["code"]
+    language = settings.language.code
     paths = {
-        key: _last(role, language, values["output_dir"]) if values[key] == "last" else values[key]
-        for key, role in ROLES.items()
-        if values[key] != "none"
+        key: _last(PURPOSES[key], language, settings.output_dir) if path == "last" else path
+        for key, path in named.items()
+        if path != "none"
     }
-    for key in ROLES:
+    for key in PURPOSES:
         print(f"{key}: {paths.get(key) or 'none'}", file=sys.stderr)
-    guard = values["guard"]
-    keys = ("n", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "tokens_per_row")
+    guard = settings.guard
     with warnings.catch_warnings(record=True) as told:
-        chat = Chat(
+        chat = Talk(
             str(paths["chat_model"]),
             paths.get("reward_model"),
             paths.get("toxicity_model"),
-            **{key: values[key] for key in keys},
-            default_message=values.get("default_message"),
-            threshold=guard["threshold"],
-            threshold_logit=guard["threshold_logit"],
-            guard_reads=guard["reads"],
-            high_score=guard["high_score"],
+            n=settings.n,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            repetition_penalty=settings.repetition_penalty,
+            max_new_tokens=settings.max_new_tokens,
+            tokens_per_row=settings.tokens_per_row,
+            default_message=settings.default_message if isinstance(settings, Chat) else None,
+            threshold=guard.threshold,
+            threshold_logit=guard.threshold_logit,
+            guard_reads=guard.reads,
+            high_score=guard.high_score,
             language=language,
-            device=device_of(values["device"]),
+            device=device_of(settings.device),
         )
     for warning in told:
         if warning.category is UserWarning:
@@ -50,17 +57,17 @@ def load(values: dict[str, Any]) -> Any:
     return chat
 
 
-def _last(role: str, language: str, output_dir: str) -> str | None:
-    """The newest export of a role in a language; None for a scorer where there is none."""
-    from aira.chat.pipeline import language_of, role_of
+def _last(purpose: str, language: str, output_dir: str) -> str | None:
+    """The newest export of a purpose in a language; None for a scorer where there is none."""
+    from aira.chat.pipeline import language_of, purpose_of
 
     for export in exports(output_dir):
         try:
-            if role_of(export) == role and language_of(str(export)) == language:
+            if purpose_of(export) == purpose and language_of(str(export)) == language:
                 return str(export)
         except AiraError as error:
             print(f"Notice: {export} is passed over: {error}", file=sys.stderr)
-    if role == "chat":
+    if purpose == "chat":
         raise AiraError(
             f"chat_model=last: no run below {output_dir}/ has a chat model in language={language}. "
             f"Train one (aira train language={language}), or name one: chat_model=<folder or hub id>."

@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard
 
-from aira.config.bounds import check_choice, check_number
+from aira.config.check import check_value
+from aira.config.schema import Answering
 from aira.data.schemas import BadRow, Message
 from aira.data.tokenize import tokenizer_content
 from aira.data.trees import Tree
@@ -81,7 +83,7 @@ class Chat:
         tokens_per_row: of one forward pass of the scorers.
 
     Raises:
-        AiraError: there is no such model, or one has another role than it is given.
+        AiraError: there is no such model, or one is for another purpose than it is given.
     """
 
     def __init__(
@@ -106,8 +108,9 @@ class Chat:
         tokens_per_row: int = 1024,
     ) -> None:
         _check(max_new_tokens=max_new_tokens, tokens_per_row=tokens_per_row)
-        check_choice("guard.reads", guard_reads)
-        check_choice("guard.high_score", high_score)
+        guard: dict[str, Any] = {"reads": guard_reads, "high_score": high_score}
+        guard |= {"threshold": threshold, "threshold_logit": threshold_logit}
+        _check(**{f"guard.{name}": value for name, value in guard.items()})
         if language not in DEFAULT_MESSAGES:
             raise AiraError(f"language={language}: valid are {', '.join(DEFAULT_MESSAGES)}.")
         self.set_sampling(n, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
@@ -116,11 +119,7 @@ class Chat:
                 "guard.threshold and guard.threshold_logit (threshold and threshold_logit in Python) are one limit in "
                 "two units: set one of them."
             )
-        if threshold_logit is not None and not math.isfinite(threshold_logit):
-            raise AiraError(f"guard.threshold_logit={threshold_logit}: it is a number, below which no score would be.")
-        if threshold is not None and not 0 < threshold < 1:
-            raise AiraError(f"guard.threshold={threshold}: it is a probability, between 0 and 1.")
-        self._check_roles(chat_model, reward_model, toxicity_model, high_score)
+        self._check_purposes(chat_model, reward_model, toxicity_model, high_score)
         for path in filter(None, (chat_model, reward_model, toxicity_model)):
             spoken = language_of(path)
             if spoken and spoken != language:
@@ -176,22 +175,22 @@ class Chat:
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     @staticmethod
-    def _check_roles(model: str, reward: str | None, toxicity: str | None, high_score: str | None) -> None:
+    def _check_purposes(model: str, reward: str | None, toxicity: str | None, high_score: str | None) -> None:
         """Each model is what it is taken for; asked before any is loaded."""
         labels = {}
         for path in filter(None, (model, reward, toxicity)):
-            config, _ = load_config(path, vocab_size=0, role=None, head="score")
+            config, _ = load_config(path, vocab_size=0, architecture=None, head="score")
             labels[path] = score_label(config)
         if labels[model] is not None:
             raise AiraError(
                 f"chat_model={model} is a scorer (of {labels[model]}), and cannot answer. Name a chat model."
             )
         if reward and labels[reward] in (None, "harmless", "toxic"):
-            role = "a language model" if labels[reward] is None else "a toxicity model"
-            raise AiraError(f"reward_model={reward} is {role}. Name an export of method=reward, or none.")
+            kind = "a language model" if labels[reward] is None else "a toxicity model"
+            raise AiraError(f"reward_model={reward} is {kind}. Name an export of method=reward, or none.")
         if toxicity and labels[toxicity] in (None, "reward"):
-            role = "a language model" if labels[toxicity] is None else "a reward model"
-            raise AiraError(f"toxicity_model={toxicity} is {role}. Name an export of method=toxicity, or none.")
+            kind = "a language model" if labels[toxicity] is None else "a reward model"
+            raise AiraError(f"toxicity_model={toxicity} is {kind}. Name an export of method=toxicity, or none.")
         if toxicity and labels[toxicity] != "harmless" and not high_score:
             raise AiraError(
                 f"toxicity_model={toxicity} does not say what a high score means (id2label is {labels[toxicity]}): set "
@@ -293,16 +292,16 @@ def language_of(path: str) -> str | None:
     return None
 
 
-def role_of(export: Path) -> str:
+def purpose_of(export: Path) -> str:
     """What an export is for: chat, reward or toxicity."""
-    config, _ = load_config(str(export), vocab_size=0, role=None, head="score")
+    config, _ = load_config(str(export), vocab_size=0, architecture=None, head="score")
     return {None: "chat", "harmless": "toxicity"}.get(score_label(config), "reward")
 
 
-def _check(**numbers: float) -> None:
-    """Each number is one that its setting may be."""
-    for name, value in numbers.items():
-        check_number(name, value)
+def _check(**given: Any) -> None:
+    """Each value is one that its key in conf/chat.yaml may have."""
+    for key, value in given.items():
+        check_value(Answering, key, value, {})
 
 
 def _sigmoid(score: float) -> float:

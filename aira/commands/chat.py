@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from aira.chat.load import load
 from aira.commands.shell import command
-from aira.config.compose import compose_config
-from aira.config.record import plain
+from aira.config.compose import compose_settings
+from aira.config.schema import Chat
 from aira.errors import AiraError, reason_of
 from aira.files import as_json, check_exists, check_writable, locked
 
@@ -29,31 +29,31 @@ def main() -> None:
     """Compose conf/chat.yaml with the command line, and chat."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
     asked = [text for text in arguments if text.startswith("prompt=")]
-    values = plain(compose_config("chat", [text for text in arguments if text not in asked]))
+    settings = compose_settings(Chat, [text for text in arguments if text not in asked])
     if asked:  # as it stands, since a message may have any of the characters that Hydra reads
-        values["prompt"] = asked[-1].removeprefix("prompt=")
-    _check(values)
-    rows = list(_rows(Path(values["input"]))) if values["input"] else []
-    if values["input"]:
-        _kept(Path(values["output"]), rows)  # before anything is loaded
-    chat = load(values)
-    if values["prompt"] is not None:
-        reply = chat.reply(values["prompt"], seed=values["seed"])
+        settings = settings.model_copy(update={"prompt": asked[-1].removeprefix("prompt=")})
+    _check(settings)
+    rows = list(_rows(Path(settings.input))) if settings.input else []
+    if settings.output:
+        _kept(Path(settings.output), rows)  # before anything is loaded
+    chat = load(settings)
+    if settings.prompt is not None:
+        reply = chat.reply(settings.prompt, seed=settings.seed)
         print(as_json(asdict(reply), ensure_ascii=False) if "--json" in sys.argv else reply.text)
-    elif values["input"]:
-        answer_file(chat, rows, Path(values["output"]), values["seed"])
+    elif settings.output:
+        answer_file(chat, rows, Path(settings.output), settings.seed)
     else:
-        talk(chat, values)
+        talk(chat, settings)
 
 
-def _check(values: dict[str, Any]) -> None:
-    if bool(values["input"]) != bool(values["output"]):
+def _check(settings: Chat) -> None:
+    if bool(settings.input) != bool(settings.output):
         raise AiraError("input= and output= belong together: a file to read, and one to write.")
-    if values["input"] and Path(values["input"]).resolve() == Path(values["output"]).resolve():
-        raise AiraError(f"output={values['output']} is the input itself. Name another file.")
-    if values["input"] and values["prompt"] is not None:
+    if settings.input and settings.output and Path(settings.input).resolve() == Path(settings.output).resolve():
+        raise AiraError(f"output={settings.output} is the input itself. Name another file.")
+    if settings.input and settings.prompt is not None:
         raise AiraError("prompt= answers one message and input= a file: give one of them.")
-    if "--json" in sys.argv and values["prompt"] is None:
+    if "--json" in sys.argv and settings.prompt is None:
         raise AiraError('--json is for one message: prompt="…" --json. A file is answered as JSON Lines by itself.')
 
 
@@ -143,7 +143,7 @@ def answer_file(chat: Any, rows: list[list[dict[str, str]]], output: Path, seed:
             file.flush()
 
 
-def talk(chat: Any, values: dict[str, Any]) -> None:
+def talk(chat: Any, settings: Chat) -> None:
     """A conversation in the terminal."""
     history: list[dict[str, str]] = []
     reply, turn = None, 0
@@ -165,15 +165,15 @@ def talk(chat: Any, values: dict[str, Any]) -> None:
         elif command == "/lang":
             try:
                 chosen = [text for text in sys.argv[1:] if not text.startswith(("language=", "--"))]
-                values = plain(compose_config("chat", [*chosen, f"language={argument}"]))
-                chat, history, turn = load(values), [], 0
+                settings = compose_settings(Chat, [*chosen, f"language={argument}"])
+                chat, history, turn = load(settings), [], 0
             except AiraError as error:
                 print(f"Error: {error}", file=sys.stderr)
         elif command.startswith("/"):
             print(f"There is no command {command}: {COMMANDS}", file=sys.stderr)
         elif said:
             try:
-                reply = chat.reply(said, history, seed=values["seed"] + turn)
+                reply = chat.reply(said, history, seed=settings.seed + turn)
             except AiraError as error:
                 print(f"Error: {error}", file=sys.stderr)
                 continue

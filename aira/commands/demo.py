@@ -7,8 +7,8 @@ import sys
 
 from aira.chat.demo import Demo, serve
 from aira.commands.shell import command
-from aira.config.compose import compose_config
-from aira.config.record import plain
+from aira.config.compose import compose_settings
+from aira.config.schema import Chat
 from aira.errors import AiraError
 
 
@@ -16,12 +16,12 @@ from aira.errors import AiraError
 def main() -> None:
     """Compose conf/chat.yaml with the command line, load the models, and serve the page until Ctrl-C."""
     arguments = sys.argv[1:]
-    values = plain(compose_config("chat", arguments))
+    settings = compose_settings(Chat, arguments)
     for key in ("prompt", "input", "output"):
-        if values[key] is not None:
+        if getattr(settings, key) is not None:
             raise AiraError(f"{key}= is for `aira chat`; the demo is asked in a browser.")
     demo = Demo(arguments)
-    language = values["language"]["code"]
+    language = settings.language.code
     demo.chat(language)
     page, address = serve(demo, language)
     print(f"{address} (Ctrl-C ends it)")

@@ -14,11 +14,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aira.commands.shell import command
-from aira.config.compose import compose_config
-from aira.config.record import plain
+from aira.config.compose import compose_config, compose_settings
+from aira.config.schema import Pipeline
 from aira.errors import AiraError, nearest
 from aira.files import check_writable, locked, override, read_json, write_whole
 from aira.folders import LOCK
@@ -54,11 +53,11 @@ class Stage:
 def main() -> None:
     """Compose conf/pipeline.yaml with the command line, and run what is missing."""
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    values = plain(compose_config("pipeline", sys.argv[1:cut]))
-    chain = stages(values, sys.argv[cut + 1 :])
-    show(chain, Path(values["output"]))
-    if not values["dry_run"]:
-        output = Path(values["output"]).resolve()
+    settings = compose_settings(Pipeline, sys.argv[1:cut])
+    chain = stages(settings, sys.argv[cut + 1 :])
+    show(chain, Path(settings.output))
+    if not settings.dry_run:
+        output = Path(settings.output).resolve()
         check_writable("output", str(output))
         output.mkdir(parents=True, exist_ok=True)
         with locked(output / LOCK, output):
@@ -67,48 +66,46 @@ def main() -> None:
         print(f"\nDone: {chain[-1].folder}/")
 
 
-def stages(values: dict[str, Any], shared: Sequence[str] = ()) -> list[Stage]:
+def stages(settings: Pipeline, shared: Sequence[str] = ()) -> list[Stage]:
     """The stages of a configuration, each override checked.
 
     Args:
-        values: of conf/pipeline.yaml.
+        settings: of conf/pipeline.yaml.
         shared: overrides of every training run.
 
     Raises:
         AiraError: a stage is skipped that does not exist, or an override of one is wrong.
     """
-    given, output = values["pipeline"]["stages"], Path(values["output"]).resolve()
-    for name in values["skip"]:
+    given, output = settings.pipeline.stages, Path(settings.output).resolve()
+    for name in settings.skip:
         if name not in given:
             raise AiraError(f"skip: there is no stage {name}. {nearest(name, given)}")
     found: dict[str, Stage] = {}
-    for name, settings in given.items():
-        if name in values["skip"]:
+    for name, described in given.items():
+        if name in settings.skip:
             continue
-        if settings["command"] not in COMMANDS:
-            raise AiraError(
-                f"{name}: there is no command {settings['command']}. {nearest(settings['command'], COMMANDS)}"
-            )
-        overrides = list(settings["overrides"])
-        if "models" in settings:
-            models = ",".join(f"{{{model}}}" for model in settings["models"] if model in found)
+        if described.command not in COMMANDS:
+            raise AiraError(f"{name}: there is no command {described.command}. {nearest(described.command, COMMANDS)}")
+        overrides = list(described.overrides)
+        if described.models:
+            models = ",".join(f"{{{model}}}" for model in described.models if model in found)
             overrides.append(f"models=[{models}]")
         # what would be taken from a skipped stage is left out
-        overrides = [text for text in overrides if not set(re.findall(r"{(\w+)}", text)) & set(values["skip"])]
-        if settings["command"] != "report" and not any(text.startswith("experiment=") for text in overrides):
-            overrides.append(f"language={values['language']['code']}")
-        overrides += shared if settings["command"] == "train" else []
+        overrides = [text for text in overrides if not set(re.findall(r"{(\w+)}", text)) & set(settings.skip)]
+        if described.command != "report" and not any(text.startswith("experiment=") for text in overrides):
+            overrides.append(f"language={settings.language.code}")
+        overrides += shared if described.command == "train" else []
         needed = sorted({before for text in overrides for before in re.findall(r"{(\w+)}", text)} & set(found))
-        needed = needed or list(found) * (settings["command"] == "report")
-        told = json.dumps([settings["command"], overrides, [found[before].key for before in needed]])
+        needed = needed or list(found) * (described.command == "report")
+        told = json.dumps([described.command, overrides, [found[before].key for before in needed]])
         places = {"output": str(output), **{before: str(stage.folder) for before, stage in found.items()}}
         stage = Stage(
             name,
-            settings["command"],
+            described.command,
             [_filled(text, places) for text in overrides],
             output / name,
             hashlib.sha256(told.encode()).hexdigest(),
-            settings["minutes"],
+            described.minutes,
         )
         compose_config(
             stage.command,

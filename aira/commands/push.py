@@ -11,8 +11,8 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from aira.commands.shell import command
-from aira.config.compose import compose_config
-from aira.config.record import plain
+from aira.config.compose import compose_settings
+from aira.config.schema import Push
 from aira.errors import AiraError, reason_of
 from aira.files import near, run_of_export, write_whole
 from aira.hub import reach_hub
@@ -21,8 +21,8 @@ from aira.hub import reach_hub
 @command("push")
 def main() -> None:
     """Compose conf/push.yaml with the command line, show what would go, and send it where that is asked for."""
-    values = plain(compose_config("push", sys.argv[1:]))
-    push(values["run"], values["repo"], private=values["private"], send=values["push"])
+    settings = compose_settings(Push, sys.argv[1:])
+    push(settings.run, settings.repo, private=settings.private, send=settings.push)
 
 
 def push(run: str, repo: str, *, private: bool, send: bool) -> None:

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from aira.commands.shell import command
-from aira.config.compose import compose_config
-from aira.config.record import plain
+from aira.config.compose import compose_settings
+from aira.config.schema import RejectionSampling
 from aira.data.schemas import BadRow, text
 from aira.data.sources import read
 from aira.errors import AiraError, reason_of
@@ -39,8 +39,8 @@ NAMES = ("chat_model", "reward_model", "toxicity_model", "prompts", "split", "co
 @command("rejection_sampling")
 def main() -> None:
     """Compose conf/rejection_sampling.yaml with the command line, sample, and write what it is worth."""
-    values = plain(compose_config("rejection_sampling", sys.argv[1:]))
-    if values["reward_model"] == "none":
+    values = compose_settings(RejectionSampling, sys.argv[1:])
+    if values.reward_model == "none":
         raise AiraError("reward_model=none: answers are chosen by their reward. Name a reward model, or last.")
     prompts = _prompts(values)
     from aira.chat.load import load  # torch is imported only once the configuration is known to be right
@@ -48,30 +48,28 @@ def main() -> None:
     sample(load(values), prompts, values)
 
 
-def _prompts(values: dict[str, Any]) -> list[str]:
+def _prompts(values: RejectionSampling) -> list[str]:
     """The different prompts, in their order."""
-    source = read(values["prompts"], cache_dir=values["cache_dir"], key="prompts")
-    rows = source.split(values["split"], "split")
-    if values["column"] not in rows.column_names:
-        raise AiraError(
-            f"column={values['column']}: {values['prompts']} has the columns {', '.join(rows.column_names)}."
-        )
+    source = read(values.prompts, cache_dir=values.cache_dir, key="prompts")
+    rows = source.split(values.split, "split")
+    if values.column not in rows.column_names:
+        raise AiraError(f"column={values.column}: {values.prompts} has the columns {', '.join(rows.column_names)}.")
     found: dict[str, None] = {}
     dropped = Counter[str]()
-    for row in rows.select_columns(values["column"]):
+    for row in rows.select_columns(values.column):
         try:
-            found[text(row, values["column"])] = None
+            found[text(row, values.column)] = None
         except BadRow as problem:
             dropped[problem.reason] += 1
     if int(os.environ.get(*WORLD[0])) == 0:
-        for line in (*source.said, *(f"{values['prompts']}: dropped {dropped[why]} rows: {why}." for why in dropped)):
+        for line in (*source.said, *(f"{values.prompts}: dropped {dropped[why]} rows: {why}." for why in dropped)):
             print(line)
     if not found:
-        raise AiraError(f"{values['prompts']}: no text stands in the column {values['column']}.")
-    return list(found)[: values["max_prompts"]]
+        raise AiraError(f"{values.prompts}: no text stands in the column {values.column}.")
+    return list(found)[: values.max_prompts]
 
 
-def sample(chat: Any, prompts: list[str], values: dict[str, Any]) -> None:
+def sample(chat: Any, prompts: list[str], values: RejectionSampling) -> None:
     """Answer and score the prompts part by part, and write the tables once all parts are there.
 
     Args:
@@ -85,43 +83,43 @@ def sample(chat: Any, prompts: list[str], values: dict[str, Any]) -> None:
     """
     from aira.inference.generation import fits
 
-    output, rank, processes = Path(values["output"]), *(int(os.environ.get(k, d)) for k, d in WORLD)
+    output, rank, processes = Path(values.output), *(int(os.environ.get(k, d)) for k, d in WORLD)
     asked = [text for text in prompts if fits(chat.model, chat.tokenizer, text)]
     if len(asked) < len(prompts) and rank == 0:
         print(f"{len(prompts) - len(asked)} of {len(prompts)} prompts are longer than the model's context.")
     if not asked:
-        raise AiraError(f"{values['prompts']}: the model's context has no room for any of the prompts.")
+        raise AiraError(f"{values.prompts}: the model's context has no room for any of the prompts.")
     settings = settings_of(chat, asked, values)
     _check_same(output, settings)  # before anything is written to what may be another's, and once more with the lock
     output.mkdir(parents=True, exist_ok=True)
     with locked(output / LOCK, output) if rank == 0 else contextlib.nullcontext():
         _same_settings(output, settings)
-        size = values["prompts_per_part"]
+        size = values.prompts_per_part
         portions = [asked[start : start + size] for start in range(0, len(asked), size)]
         parts = [output / "parts" / f"{i:06}.jsonl" for i in range(len(portions))]
         for i in tqdm(range(rank, len(parts), processes), desc="Parts", disable=rank > 0):
             if parts[i].exists():
                 continue
             conversations = [[{"role": "user", "content": text}] for text in portions[i]]
-            found = chat.candidates(conversations, seed=values["seed"] + i)
+            found = chat.candidates(conversations, seed=values.seed + i)
             for several in found:
                 chat.choose(several)
             rows = [{"prompt": text, "candidates": list(map(asdict, one))} for text, one in zip(portions[i], found)]
             write_whole(parts[i], "".join(as_json(row, ensure_ascii=False) + "\n" for row in rows))
         if all(part.exists() for part in parts):  # whoever is last; two at once would write the same
             rows = [row for part, some in zip(parts, portions, strict=True) for row in _answers(part, some)]
-            _tables(rows, output, values["min_margin"], chat.paths["chat"])
+            _tables(rows, output, values.min_margin, chat.paths["chat"])
 
 
 WORLD = (("RANK", "0"), ("WORLD_SIZE", "1"))
 """What torchrun says of a process, and what holds without it."""
 
 
-def settings_of(chat: Any, asked: list[str], values: dict[str, Any]) -> dict[str, Any]:
+def settings_of(chat: Any, asked: list[str], values: RejectionSampling) -> dict[str, Any]:
     """All that the answers depend on, with the names (`NAMES`) that say where it is from; as settings.json has it."""
     from aira.environment import versions
 
-    settings = {key: value for key, value in values.items() if key not in FREE} | {
+    settings = {key: value for key, value in values.model_dump().items() if key not in FREE} | {
         "device": chat.model.device.type,
         "versions": versions("torch", "transformers", "tokenizers", "jinja2"),
         "prompts_asked": len(asked),

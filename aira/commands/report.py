@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from aira.commands.shell import command
-from aira.config.compose import compose_config
-from aira.config.record import plain
+from aira.config.compose import compose_settings
+from aira.config.schema import Report
 from aira.errors import AiraError
 from aira.files import check_writable, write_whole
 
@@ -16,9 +16,9 @@ OURS = b'<meta name="generator" content="Aira">'
 @command("report")
 def main() -> None:
     """Compose conf/report.yaml with the command line, and write what it asks for."""
-    values = plain(compose_config("report", sys.argv[1:]))
-    folders = [values["runs"]] if isinstance(values["runs"], str) else values["runs"]
-    output = Path(values["output"] or Path(folders[0]) / "report.html")
+    settings = compose_settings(Report, sys.argv[1:])
+    folders = [settings.runs] if isinstance(settings.runs, str) else settings.runs
+    output = Path(settings.output or Path(folders[0]) / "report.html")
     if output.exists() and not output.is_file():
         raise AiraError(f"output={output} is no file. Name one: output=<file>.html.")
     if output.exists() and OURS not in output.read_bytes()[:1000]:
@@ -29,13 +29,13 @@ def main() -> None:
 
     found = {run.folder.resolve(): run for folder in folders for run in find_runs(Path(folder))}
     runs = list(found.values())  # each once, where a folder is in another one that is named
-    title = values["title"] or Path(folders[0]).resolve().name
+    title = settings.title or Path(folders[0]).resolve().name
     write_whole(output, page(runs, title))
     print(output)
-    if values["wandb"]:
+    if settings.wandb:
         from aira.reports.wandb import report
 
-        print(report(runs, title, values["project"], values["entity"], output.with_suffix(".json")))
+        print(report(runs, title, settings.project, settings.entity, output.with_suffix(".json")))
 
 
 if __name__ == "__main__":

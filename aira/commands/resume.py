@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aira.config.overrides import parse_override
+from aira.config.schema import Train, Trainer
 from aira.errors import AiraError
 from aira.files import damage, near, newest_first, override, read_json, typed, wrong_with
 from aira.folders import differing_from, starts_the_run
@@ -17,7 +18,7 @@ def scheduled() -> int:
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) if started else 1
 
 
-def _broken(checkpoint: Path, trainer: dict[str, Any]) -> str | None:
+def _broken(checkpoint: Path, trainer: Trainer) -> str | None:
     """Why a run cannot go on from a file, of which the first process reads all; a finished run has no need of it."""
     return None if _finished(run_of(checkpoint), trainer) else damage(checkpoint, sums=starts_the_run())
 
@@ -30,8 +31,8 @@ def _refused(checkpoint: Path, broken: str) -> AiraError:
     return AiraError(f"ckpt_path={checkpoint}: {broken}. {offer}")
 
 
-def find_last(values: dict[str, Any], named: Path | None = None) -> Path:
-    """The newest whole checkpoint of a run with this configuration, as it is written down.
+def find_last(settings: Train, written: dict[str, Any], named: Path | None = None) -> Path:
+    """The newest whole checkpoint of a run with this configuration; `written` is the same as it is written down.
 
     It is looked for in the folder that is `named` for the run, and then below `output_dir`.
 
@@ -44,15 +45,15 @@ def find_last(values: dict[str, Any], named: Path | None = None) -> Path:
     """
     others: list[tuple[int, str]] = []
     files = newest_first(named, "checkpoints/*.ckpt") if named else []
-    files += newest_first(values["output_dir"], "*/*/checkpoints/*.ckpt")
+    files += newest_first(settings.output_dir, "*/*/checkpoints/*.ckpt")
     for checkpoint in (file for file in files if file.stem in ("last", "previous")):
         try:
-            differing = differing_from(run_of(checkpoint), values)
+            differing = differing_from(run_of(checkpoint), written)
         except AiraError as error:
             print(f"Notice: {checkpoint} is passed over: {error}", file=sys.stderr)
             continue
         if not differing:
-            broken = _broken(checkpoint, values["trainer"])
+            broken = _broken(checkpoint, settings.trainer)
             if not broken:
                 return checkpoint
             if scheduled() > 1 and not damage(checkpoint, sums=False):
@@ -67,7 +68,7 @@ def find_last(values: dict[str, Any], named: Path | None = None) -> Path:
     others.sort(key=lambda other: other[0])
     nearest_runs = f"Other runs, the most similar first:{''.join(told for _, told in others[:5])}"
     raise AiraError(
-        f"ckpt_path=last: no run below {values['output_dir']}/ has this configuration and a checkpoint. "
+        f"ckpt_path=last: no run below {settings.output_dir}/ has this configuration and a checkpoint. "
         f"{nearest_runs if others else 'There is no other run: leave ckpt_path out to start one.'}"
     )
 
@@ -97,28 +98,29 @@ def begun(overrides: list[str]) -> str | None:
     return str(last)
 
 
-def resume(values: dict[str, Any], written: dict[str, Any], named: Path | None) -> Path:
+def resume(ckpt_path: str, settings: Train, written: dict[str, Any], named: Path | None) -> Path:
     """Make the command line name the checkpoint file, and the folder of the run that it belongs to, which is returned.
 
     Args:
-        values: the configuration.
+        ckpt_path: a file, or `last`.
+        settings: the configuration.
         written: the same, as a run writes it down.
         named: the folder that is named for the run.
     """
-    if values["ckpt_path"] == "last":
-        checkpoint = find_last(written, named)
+    if ckpt_path == "last":
+        checkpoint = find_last(settings, written, named)
     else:
-        checkpoint = Path(values["ckpt_path"])
+        checkpoint = Path(ckpt_path)
         if not checkpoint.is_file():
             raise AiraError(
                 f"ckpt_path={checkpoint}: there is no such file.{near(checkpoint)} `ckpt_path=last` looks for "
                 "the newest run."
             )
-        broken = _broken(checkpoint, values["trainer"])
+        broken = _broken(checkpoint, settings.trainer)
         if broken:
             raise _refused(checkpoint, broken)
     run = run_of(checkpoint)
-    steps = _finished(run, values["trainer"])
+    steps = _finished(run, settings.trainer)
     if steps:
         print(
             f"{run} is finished, after {steps} steps: nothing is left to do. Its figures are in metrics.json, its "
@@ -133,10 +135,11 @@ def resume(values: dict[str, Any], written: dict[str, Any], named: Path | None) 
     return run
 
 
-def _finished(run: Path, trainer: dict[str, Any]) -> int:
+def _finished(run: Path, trainer: Trainer) -> int:
     """The steps of a run that has come to its end, and has its export; or 0."""
     metrics = read_json(run / "metrics.json") or {}
     if not metrics or wrong_with(run / "export"):
         return 0
-    limit = ("steps", "max_steps") if trainer["max_steps"] > 0 else ("epochs", "max_epochs")
-    return int(metrics.get("steps", 0)) if metrics.get(limit[0], 0) >= trainer[limit[1]] else 0
+    by_steps = trainer.max_steps > 0
+    done, limit = ("steps", trainer.max_steps) if by_steps else ("epochs", trainer.max_epochs)
+    return int(metrics.get("steps", 0)) if metrics.get(done, 0) >= limit else 0

@@ -22,10 +22,12 @@ from hydra.core.override_parser.types import ValueType
 from omegaconf import DictConfig
 
 from aira.commands.resume import begun, named_folder, resume, scheduled
-from aira.config.compose import compose_config, composed_value, keys_of
+from aira.config.compose import compose_config, composed_value, defaults_of, validated
 from aira.config.conf import CONFIG_DIR, conf_file, hiding
+from aira.config.help import described
 from aira.config.overrides import in_place_of, parse_override
-from aira.config.record import plain, recorded
+from aira.config.record import recorded
+from aira.config.schema import DPO, Evaluate, Sweep, Train
 from aira.config.spaces import examples
 from aira.config.values import notices
 from aira.errors import AiraError, Stopped, reason_of
@@ -57,7 +59,8 @@ def check(config_name: str) -> None:
         fail(error)
     arguments = parser.parse_args()
     if arguments.help or arguments.hydra_help or arguments.info:
-        return _end_with_the_reader()
+        _end_with_the_reader()
+        return _describe(config_name, arguments.overrides) if arguments.help else None
     if arguments.shell_completion or arguments.config_name:
         return
     try:
@@ -92,25 +95,40 @@ def _check(config_name: str, arguments: Namespace) -> None:
                 f"{chosen}: the paths of a configuration begin where the command is given. Leave it out; "
                 "hydra.run.dir=<folder> is where a run writes."
             )
-        values = plain(cfg)
+        is_run = config_name == "train"
+        settings: Train | Evaluate = validated(cfg, Train) if is_run else validated(cfg, Evaluate)
         if not arguments.cfg:
-            for key, path in _paths(values):
+            for key, path in _paths(settings):
                 check_exists(key, path)
-            for key in ("output_dir", "cache_dir"):
-                check_writable(key, values[key])
-            for example in examples(values["sweep"]["space"]) if values.get("sweep") else ():
-                compose_config(config_name, [*overrides, example])
+            check_writable("output_dir", settings.output_dir)
+            check_writable("cache_dir", settings.cache_dir)
+            if isinstance(settings, Train) and isinstance(settings.sweep, Sweep):
+                for example in examples(settings.sweep.space):
+                    compose_config(config_name, [*overrides, example])
         if starts_the_run():
-            for notice in notices(values):
+            for notice in notices(settings):
                 print(f"Notice: {notice}", file=sys.stderr)
-    if config_name == "train" and not arguments.cfg:
-        _check_one_folder(arguments.overrides)
-        values["ckpt_path"] = begun(arguments.overrides) or values["ckpt_path"]
+    if arguments.cfg:
+        return
     own = None
-    if not arguments.multirun and values.get("ckpt_path") and not arguments.cfg:
-        own = resume(values, recorded(cfg), named_folder(arguments.overrides))
-    if starts_the_run() and not arguments.cfg:
+    if isinstance(settings, Train):
+        _check_one_folder(arguments.overrides)
+        ckpt_path = begun(arguments.overrides) or settings.ckpt_path
+        if not arguments.multirun and ckpt_path:
+            own = resume(ckpt_path, settings, recorded(cfg), named_folder(arguments.overrides))
+    if starts_the_run():
         _claim(config_name, arguments.overrides, recorded(cfg), own, arguments.multirun)
+
+
+def _describe(config_name: str, names: list[str]) -> None:
+    """Tell of the groups and keys that are named after --help, if any, and end."""
+    try:
+        for name in names:
+            print(described(config_name, name))
+    except AiraError as error:
+        fail(error)
+    if names:
+        sys.exit(0)
 
 
 def _replace_what_cannot_be_shown() -> None:
@@ -170,7 +188,7 @@ def _check_options(config_name: str, own: Sequence[str]) -> None:
         given = value if equals else following if taken else None
         at += bool(taken)
         wrong.append(text if equals or given is None else f"{text} {given}")
-        written.append(in_place_of(option, given, keys_of(name), name))
+        written.append(in_place_of(option, given, defaults_of(name), name))
     if wrong:
         command = f"aira {Path(sys.argv[0]).stem} {' '.join(written)}"
         raise AiraError(f"{', '.join(wrong)}: settings are written as key=value: {command}")
@@ -201,16 +219,16 @@ def _claim(config_name: str, overrides: list[str], values: dict[str, Any], own: 
         sys.argv.append(override(key, taken))
 
 
-def _paths(values: dict[str, Any]) -> list[tuple[str, str]]:
+def _paths(settings: Train | Evaluate) -> Iterator[tuple[str, str]]:
     """What a configuration reads from: keys and files, folders or hub ids."""
-    data, method = values.get("data", {}), values.get("method", {})
-    given = [("model.path", values["model"]["path"]), ("data.path", data.get("path"))]
-    given += [
-        ("method.reference", method.get("reference")),
-        *(("data.exclude", file) for file in data.get("exclude", ())),
-        *(("models", one) for one in values.get("models", ()) if "*" not in one),
-    ]
-    return [(key, path) for key, path in given if path]
+    yield "model.path", settings.model.path
+    if isinstance(settings, Evaluate):
+        yield from (("models", one) for one in settings.models if "*" not in one)
+        return
+    yield "data.path", settings.data.path
+    yield from (("data.exclude", file) for file in settings.data.exclude)
+    if isinstance(settings.method, DPO) and settings.method.reference:
+        yield "method.reference", settings.method.reference
 
 
 def fail(error: AiraError, debug: bool = False) -> None:
@@ -260,6 +278,7 @@ def command(config_name: str) -> Callable[[Callable[[], None]], Callable[[], Non
                 _check_options(config_name, ["-h", "--help", "--json"])
                 with _told_at_the_end():
                     if {"-h", "--help"} & set(sys.argv[1:]):
+                        _describe(config_name, [text for text in sys.argv[1:] if not text.startswith("-")])
                         told = sys.modules[run.__module__].__doc__
                         print(f"{told}\n{conf_file(config_name).read_text(encoding='utf-8')}")
                     else:

@@ -15,28 +15,37 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from aira.config.check import S, checked
 from aira.config.conf import CONF, conf_file, groups, search_in_users_folders
 from aira.config.overrides import check_key, check_option, parse_override
 from aira.config.record import flat, plain
-from aira.config.values import check_recipe, check_values
+from aira.config.schema import COMMANDS, Train
+from aira.config.values import check_recipe, check_run
 from aira.errors import AiraError, reason_of
 
 
-def build(settings: dict[str, Any], **available: Any) -> Any:
-    """Instantiate a part, giving it those of a run's objects that it asks for.
+def build(settings: dict[str, Any], key: str, **objects: Any) -> Any:
+    """Call the class or function that `_target_` names with all other settings, and with objects.
+
+    Args:
+        key: of the settings, for errors.
 
     Raises:
-        AiraError: there is no such class or function.
+        AiraError: there is no such class or function, or its arguments are others.
     """
+    target = settings["_target_"]
     try:
-        partial = instantiate(settings, _partial_=True)
+        partial = instantiate(settings, _partial_=True, _convert_="all")
     except InstantiationException as error:
         raise AiraError(
-            f"{settings['_target_']} cannot be imported: {reason_of(error.__cause__ or error)} Is its module in the "
-            "folder where you give the command, or on PYTHONPATH?"
+            f"{key}: {target} cannot be imported: {reason_of(error.__cause__ or error)} Is its module in the folder "
+            "where you give the command, or on PYTHONPATH?"
         ) from error
-    wanted = inspect.signature(partial.func).parameters
-    return partial(**{name: value for name, value in available.items() if name in wanted})
+    try:
+        inspect.signature(partial.func).bind(*partial.args, **partial.keywords, **objects)
+    except TypeError as error:
+        raise AiraError(f"{key}: {target}: {error}. The keys beside it are its arguments, by name.") from error
+    return partial(**objects)
 
 
 def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
@@ -55,9 +64,10 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
         try:
             chosen = [text for text, group in zip(overrides, is_group, strict=True) if group]
             defaults = compose(config_name, chosen, return_hydra_config=True)
+            defaulted = _plain_defaults(defaults)
             for override, group in zip(parsed, is_group, strict=True):
                 if not group:
-                    check_key(override, defaults, config_name)
+                    check_key(override, defaulted, defaults.hydra.runtime.choices, config_name)
             cfg = compose(config_name, overrides)
             _check_set(cfg, config_name)
             values = plain(cfg)
@@ -69,9 +79,11 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
                     f"{where.name}, line {where.line + 1}, column {where.column + 1}: {error.problem}."
                 ) from error
             raise AiraError(_source_missing(error, locals().get("cfg"))) from error
-    if recipe:
-        check_recipe(recipe, values)
-    check_values(values)
+    settings = checked(COMMANDS[config_name], values, defaulted)
+    if isinstance(settings, Train):
+        if recipe:
+            check_recipe(recipe, settings)
+        check_run(settings)
     return cfg
 
 
@@ -92,11 +104,33 @@ def _check_set(cfg: DictConfig, config_name: str) -> None:
         raise AiraError(" ".join([*told, such or "Set it in its file, or on the command line."]))
 
 
-def keys_of(config_name: str) -> dict[str, Any]:
+def defaults_of(config_name: str) -> dict[str, Any]:
     """The keys of a command with their defaults, as they stand in conf/."""
     search_in_users_folders()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return dict(flat(OmegaConf.to_container(compose(config_name), resolve=False)))
+
+
+def _plain_defaults(defaults: DictConfig) -> dict[str, Any]:
+    """The configuration without what the user has set; unresolved where a path is missing that the user may set."""
+    own = OmegaConf.masked_copy(defaults, [str(key) for key in defaults if key != "hydra"])
+    try:
+        values = OmegaConf.to_container(own, resolve=True)
+    except OmegaConfBaseException:
+        values = OmegaConf.to_container(own, resolve=False)
+    hydra = OmegaConf.to_container(defaults.hydra, resolve=False)
+    return {**values, "hydra": hydra}  # type: ignore[dict-item]
+
+
+def compose_settings(schema: type[S], overrides: list[str]) -> S:
+    """The typed settings of a command, as `compose_config`."""
+    name = next(name for name, each in COMMANDS.items() if each is schema)
+    return validated(compose_config(name, overrides), schema)
+
+
+def validated(cfg: DictConfig, schema: type[S]) -> S:
+    """A composed configuration as typed settings."""
+    return checked(schema, plain(cfg))
 
 
 def composed_value(config_name: str, overrides: list[str], key: str) -> str:

@@ -96,7 +96,7 @@ def own_keys(method: str) -> set[str]:
     return keys_in(f"method/{method}") - keys_in("method/_base") - {"defaults"}
 
 
-def role_of(model: str) -> str:
+def architecture_of(model: str) -> str:
     """`causal` or `encoder`, as the file of a model says."""
     content: Any = OmegaConf.load(conf_file(f"model/{model}"))
-    return str(content.get("role", "causal"))
+    return str(content.get("architecture", "causal"))

@@ -2,19 +2,18 @@
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError
 
-from aira.config.bounds import ANY, COUNT, COUNT_OR_0, FACTS, TEXTS, check_choice, range_of
+from aira.config.check import check_value
 from aira.config.conf import options, own_groups, own_keys
 from aira.config.record import flat
+from aira.config.schema import COMMANDS
 from aira.errors import AiraError, nearest
 from aira.files import typed
 
@@ -155,17 +154,22 @@ def in_place_of(option: str, value: str | None, known: dict[str, Any], config_na
     return f"{key}={bare}" if re.fullmatch(r"\[?[\w./:+-]+]?", bare, re.ASCII) else typed(key, value)
 
 
-def check_key(override: Override, defaults: DictConfig, config_name: str) -> None:
-    """The key exists, and the value is of the default's type."""
+def check_key(override: Override, defaults: dict[str, Any], choices: Mapping[str, str], config_name: str) -> None:
+    """The key exists, and its value is one that it may have.
+
+    Args:
+        defaults: what is composed without the override.
+        choices: the options of the groups.
+    """
     key, text = override.key_or_group, str(override.input_line)
-    known = dict(flat(OmegaConf.to_container(defaults, resolve=False)))
+    known = dict(flat(defaults))
     if key not in known:
         if override.is_add() or override.is_force_add():
             if key.startswith(OPEN):
                 return
             text += " adds a key that nothing reads"
         readers = [name for name in options("method") if key.removeprefix("method.") in own_keys(name)]
-        chosen = defaults.hydra.runtime.choices.get("method")
+        chosen = choices.get("method")
         if chosen and readers and chosen not in readers:
             raise AiraError(
                 f"{text}: method={chosen} does not read it. method.{key.removeprefix('method.')} is for "
@@ -181,51 +185,4 @@ def check_key(override: Override, defaults: DictConfig, config_name: str) -> Non
             return
         raise AiraError(f"{text}: something reads {key}, so it cannot be left out. {key}={known[key]} is the default.")
     _check_single(override)
-    for part in dict(flat({key: override.value()})):
-        fact = next((fact for fact in FACTS if f"{part}.".startswith(f"{fact}.") or part.endswith(f".{fact}")), None)
-        if fact:
-            raise AiraError(f"{text}: {part} is a fact of the code, and not a setting: {FACTS[fact]}.")
-    try:
-        default = OmegaConf.select(defaults, key, throw_on_missing=False)
-    except InterpolationKeyError:  # data without a path of its own for the method: here it gets one
-        default = known[key]
-    wrong = _type_expected(key, override.value(), default)
-    if wrong:
-        raise AiraError(f"{text}: {key} is {wrong}.")
-    check_choice(key, override.value())
-
-
-def _type_expected(key: str, value: Any, default: Any) -> str | None:
-    """What a value should be, by the default, where it is something else."""
-    if (isinstance(value, str) and "${" in value) or (value is None and (default is None or key == "model.dropout")):
-        return None
-    text = isinstance(value, (str, QuotedString))
-    if default is None:
-        allowed = range_of(key)
-        if allowed and value not in allowed:
-            return f"null, or {allowed}"
-        return None if key not in TEXTS or (text and value) else "null, or text (a number needs quotes)"
-    if key == "trainer.devices":
-        several = isinstance(value, list) and value and all(part in COUNT_OR_0 for part in value)
-        fits = value == "auto" or value in COUNT or (several and len(set(value)) == len(value))
-        return None if fits else "a number from 1 on, or auto, or a list of GPUs such as [0,1]"
-    if isinstance(default, DictConfig):
-        parts = ", ".join(f"{key}.{part}" for part in map(str, default))
-        return None if isinstance(value, dict) else f"one of several: {parts}" if parts else "a mapping: {name: value}"
-    if isinstance(default, ListConfig):
-        such = f"a list, such as [{','.join(map(str, default))}]" if len(default) else "a list of text"
-        kind = (int, float) if key == "optimizer.betas" else (str, QuotedString)
-        fits = isinstance(value, list) and all(isinstance(part, kind) and part != "" for part in value)
-        return None if fits else such
-    if isinstance(default, bool):
-        return None if isinstance(value, bool) else "true or false"
-    if isinstance(default, (int, float)):
-        whole = isinstance(default, int) and key != "trainer.val_check_interval"
-        fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        allowed = range_of(key) or ANY
-        if fits and value not in allowed:
-            return str(allowed)
-        return None if fits else f"{'a whole' if whole else 'a'} number, such as {default}"
-    if text and not str(value):
-        return f"text, such as {default}, and this is empty"
-    return None if text else f"text, such as {default} (a number needs quotes)"
+    check_value(COMMANDS[config_name], key, override.value(), defaults)

@@ -15,6 +15,7 @@ from sqlitedict import SqliteDict
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from aira.config.schema import Evaluate, Suite
 from aira.data.schemas import HARMLESS, TOXIC, BadRow, Example
 from aira.data.tokenize import tokenizer_content
 from aira.data.trees import Tree
@@ -36,7 +37,7 @@ from aira.models.weights import weights_hash
 Measured = tuple[list[Line], dict[str, Any]]
 """Lines of the table (of a scorer, those of its baselines too), and what results.json is to hold."""
 
-ROLES = {"reward": "reward", "harmless": "toxicity"}
+PURPOSES = {"reward": "reward", "harmless": "toxicity"}
 """What a high score means, by `id2label`, and what the model is for."""
 
 evaluator.get_git_commit_hash = lambda: None  # of the folder that the user is in; results.json has Aira's own
@@ -45,7 +46,7 @@ PORTION = 64
 """Examples of a scorer that are scored before they are kept on disk."""
 
 
-def chat(name: str, path: str, tasks: list[str], values: dict[str, Any], where: dict[str, Any], rows: Path) -> Measured:
+def chat(name: str, path: str, tasks: list[str], settings: Evaluate, where: dict[str, Any], rows: Path) -> Measured:
     """Measure a language model, by lm-evaluation-harness.
 
     Args:
@@ -57,28 +58,28 @@ def chat(name: str, path: str, tasks: list[str], values: dict[str, Any], where: 
         AiraError: it has no chat template to be asked by, it gives an answer no number, or a task's data cannot be
             read.
     """
-    suite = values["eval"]
+    suite = settings.eval
     tokenizer, added = load_tokenizer(path, template=None, **where)
-    if suite["chat_template"] and not tokenizer.chat_template:
+    if suite.chat_template and not tokenizer.chat_template:
         raise AiraError(f"{path} has no chat template: eval.chat_template=false asks it plainly.")
-    if suite["chat_template"]:
+    if suite.chat_template:
         prompt_ids(tokenizer, [{"role": "user", "content": "?"}])  # one that refuses all is told now
-    model = load_model(path, tokenizer, added, **where).to(device_of(values["device"]))
-    language = PackedLM(model, tokenizer, suite["tokens_per_row"], _autocast(suite), max_length=suite["max_length"])
-    shots = suite["num_fewshot"]
+    model = load_model(path, tokenizer, added, **where).to(device_of(settings.device))
+    language = PackedLM(model, tokenizer, suite.tokens_per_row, _autocast(suite), max_length=suite.max_length)
+    shots = suite.num_fewshot
     own = all(task.startswith("sample_answers_") for task in tasks)
     manager = TaskManager(include_defaults=not own)  # reading the list of the harness's tasks takes seconds
-    if not own and not suite["data_dir"]:
+    if not own and not suite.data_dir:
         reach_hub()
     try:
         found = evaluator.simple_evaluate(
             language,
-            tasks=[harness_task(task, shots.get(task), suite["data_dir"], manager) for task in tasks],
+            tasks=[harness_task(task, shots.get(task), suite.data_dir, manager) for task in tasks],
             task_manager=manager,
-            limit=suite["limit"],
-            use_cache=str(store(values, model, tokenizer)),
-            apply_chat_template=suite["chat_template"],
-            fewshot_random_seed=1234 + values["seed"],
+            limit=suite.limit,
+            use_cache=str(store(settings, model, tokenizer)),
+            apply_chat_template=suite.chat_template,
+            fewshot_random_seed=1234 + settings.seed,
             bootstrap_iters=1000,
         )
     except (ConnectionError, DatasetNotFoundError) as error:
@@ -124,30 +125,28 @@ def _main_figure(figures: dict[str, Any]) -> str:
     return next(name for name in ["acc_norm,none", "acc,none", *names] if name in names)
 
 
-def scorer(
-    name: str, path: str, tasks: list[str], values: dict[str, Any], where: dict[str, Any], rows: Path
-) -> Measured:
+def scorer(name: str, path: str, tasks: list[str], settings: Evaluate, where: dict[str, Any], rows: Path) -> Measured:
     """Measure a reward or toxicity model, beside simple baselines on the same rows; arguments as of `chat`.
 
     Raises:
         AiraError: a task has no usable row, or its data cannot be read.
     """
-    suite, seed = values["eval"], values["seed"]
+    suite, seed = settings.eval, settings.seed
     model = ScoringModel(
-        path, device_of(values["device"]), suite["max_length"], suite["tokens_per_row"], _autocast(suite), **where
+        path, device_of(settings.device), suite.max_length, suite.tokens_per_row, _autocast(suite), **where
     )
     lines = {name: Line(name, {}, candidate=True)}
-    file = f"{store(values, model.model, model.tokenizer)}.db"
+    file = f"{store(settings, model.model, model.tokenizer)}.db"
     with SqliteDict(file, autocommit=True, encode=as_json, decode=json.loads) as kept:
         for task in tasks:
-            usable, trees = _encoded(task, model, values)
+            usable, trees = _encoded(task, model, settings)
             numbers, examples, keys = map(list, zip(*usable))
             scores = np.array(_scored(model, trees, kept, task, numbers))
             groups = np.array(keys)
-            if SCORER_TASKS[task].role == "reward":
+            if SCORER_TASKS[task].purpose == "reward":
                 right, figures = _pairs(name, examples, scores, groups)
             else:
-                sign = -1 if suite["high_score"] == "toxic" and model.meaning not in ROLES else 1
+                sign = -1 if suite.high_score == "toxic" and model.meaning not in PURPOSES else 1
                 right, figures = _texts(name, examples, sign * scores, groups, sign * model.threshold)
                 if "f1" not in figures[name]:
                     print(f"{task}: all texts are of one class: balanced accuracy and F1 are undefined, and left out.")
@@ -162,9 +161,9 @@ def scorer(
     return list(lines.values()), results
 
 
-def _encoded(task: str, scorer: ScoringModel, values: dict[str, Any]) -> tuple[list[ScorerRow], list[Tree]]:
-    suite = values["eval"]
-    rows, said = scorer_rows(task, suite["data_dir"], suite["limit"], values["seed"], values["cache_dir"])
+def _encoded(task: str, scorer: ScoringModel, settings: Evaluate) -> tuple[list[ScorerRow], list[Tree]]:
+    suite = settings.eval
+    rows, said = scorer_rows(task, suite.data_dir, suite.limit, settings.seed, settings.cache_dir)
     usable: list[ScorerRow] = []
     trees: list[Tree] = []
     dropped: dict[str, int] = {}
@@ -233,20 +232,20 @@ def _texts(
     return right, {system: class_figures(classes, labels) for system, classes in predicted.items()}
 
 
-def _autocast(suite: dict[str, Any]) -> torch.dtype | None:
-    return {"32-true": None, "bf16-mixed": torch.bfloat16}[suite["precision"]]
+def _autocast(suite: Suite) -> torch.dtype | None:
+    return {"32-true": None, "bf16-mixed": torch.bfloat16}[suite.precision]
 
 
-def store(values: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+def store(settings: Evaluate, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Where the answers of a model are kept, by request: under a key of all else that they depend on."""
-    suite = values["eval"]
+    suite = settings.eval
     parts = [
         weights_hash(model),
         tokenizer_content(tokenizer),
         model.device.type,
         versions("torch", "transformers", "tokenizers", "lm_eval"),
-        *(suite[key] for key in ("precision", "max_length", "chat_template")),
+        *(suite.precision, suite.max_length, suite.chat_template),
     ]
-    folder = Path(values["cache_dir"]).expanduser() / "evaluated"
+    folder = Path(settings.cache_dir).expanduser() / "evaluated"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -28,7 +28,7 @@ class HarnessTask(NamedTuple):
 class ScorerTask(NamedTuple):
     """Held-out rows for reward or toxicity models."""
 
-    role: str  # reward | toxicity
+    purpose: str  # reward | toxicity
     kind: str  # preference | labelled
     hub: str
     file: str
@@ -102,8 +102,8 @@ SCORER_TASKS = {
     ),
     "told_br": ScorerTask("toxicity", "labelled", "", "told_br_test_binary.csv", columns={"label": "toxic"}),
     **{
-        f"sample_{kind}_{language}": ScorerTask(role, kind, f"{SAMPLE}{kind}-{language}", "", "validation")
-        for role, kind in (("reward", "preference"), ("toxicity", "labelled"))
+        f"sample_{kind}_{language}": ScorerTask(purpose, kind, f"{SAMPLE}{kind}-{language}", "", "validation")
+        for purpose, kind in (("reward", "preference"), ("toxicity", "labelled"))
         for language in ("en", "pt")
     },
 }
@@ -120,18 +120,18 @@ def _located(task: str, folder: str, file: str, hub: str) -> Path:
     return found
 
 
-def check(tasks: list[str], role: str, data_dir: str | None) -> None:
+def check(tasks: list[str], purpose: str, data_dir: str | None) -> None:
     """Say before any long work what cannot be evaluated.
 
     Raises:
-        AiraError: a file is missing, or a task is not for models of this role.
+        AiraError: a file is missing, or a task is not for models of this purpose.
     """
     for task in tasks:
         known = HARNESS_TASKS.get(task), SCORER_TASKS.get(task)
         is_scorer = known[1] is not None
-        if is_scorer != (role != "chat") or (known[1] and known[1].role != role):
-            fitting = [name for name, one in SCORER_TASKS.items() if one.role == role] or sorted(HARNESS_TASKS)
-            raise AiraError(f"The task {task} is not for a {role} model. These are: {', '.join(fitting)}.")
+        if is_scorer != (purpose != "chat") or (known[1] and known[1].purpose != purpose):
+            fitting = [name for name, one in SCORER_TASKS.items() if one.purpose == purpose] or sorted(HARNESS_TASKS)
+            raise AiraError(f"The task {task} is not for a {purpose} model. These are: {', '.join(fitting)}.")
         if known[1] and not known[1].hub and not data_dir:
             raise AiraError(f"The task {task} reads {known[1].file}, which the hub does not hold: set eval.data_dir=.")
         if data_dir:

@@ -47,7 +47,7 @@ class ScoringModel:
         autocast: torch.dtype | None = None,
         **where: Any,
     ) -> None:
-        config, _ = load_config(path, vocab_size=0, role=None, head="score", **where)
+        config, _ = load_config(path, vocab_size=0, architecture=None, head="score", **where)
         meaning = score_label(config)
         if config.num_labels != 1 or meaning is None:
             raise AiraError(f"{path} is no scorer: it needs a sequence-classification head with one output.")
@@ -56,13 +56,13 @@ class ScoringModel:
             raise AiraError(f"{path}: the threshold in its config.json is {threshold}, below which no score is.")
         self.path, self.meaning, self.threshold = path, meaning, threshold
         self.padded = FAMILIES[config.model_type].architecture == "encoder"
-        role = "encoder" if self.padded else "causal"
-        self.tokenizer, added = load_tokenizer(path, role=role, head="score", template=None, **where)
+        architecture = "encoder" if self.padded else "causal"
+        self.tokenizer, added = load_tokenizer(path, architecture=architecture, head="score", template=None, **where)
         self.model = load_model(
             path,
             self.tokenizer,
             added,
-            role=role,
+            architecture=architecture,
             head="score",
             label=self.meaning,
             attn_implementation="sdpa" if self.padded else "trees",

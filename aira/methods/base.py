@@ -18,7 +18,9 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedTokenizerBase
 
+from aira.config.schema import Optimizer, Schedule
 from aira.data.module import Batch
 from aira.data.trees import Row
 from aira.errors import AiraError
@@ -37,9 +39,10 @@ class Method(pl.LightningModule):
 
     Args:
         model: the backbone with its head.
-        optimizer: `lr`, `weight_decay`, `betas`, `eps`, `max_grad_norm`.
-        schedule: `name` (`cosine`, `linear`, `constant`) and `warmup` (steps, or a fraction below 1).
+        optimizer: as in conf/train.yaml.
+        schedule: as in conf/train.yaml.
         seed: of the dropout; step and rank are mixed in, so a step draws the same whenever it is run.
+        tokenizer: of the model, for methods that need it.
     """
 
     unit: Literal["tokens", "examples"]
@@ -47,11 +50,19 @@ class Method(pl.LightningModule):
     step_seconds: float
     """Of the last step, the wait for its data included; the validation, samples and checkpoints before it are not."""
 
-    def __init__(self, model: nn.Module, optimizer: dict[str, Any], schedule: dict[str, Any], seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        seed: int = 0,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = model
-        self.optimizer_settings, self.schedule, self.seed = optimizer, schedule, seed
+        self.optimizer_settings, self.schedule, self.seed, self.tokenizer = optimizer, schedule, seed, tokenizer
         self.totals: dict[str, float] = {}
         self._unsharded: list[nn.Module] = []  # without weights; in a list, so that it is no part of this module
 
@@ -121,7 +132,7 @@ class Method(pl.LightningModule):
         Raises:
             AiraError: a gradient is not finite; with 16-mixed the loss scaler leaves such a step out by itself.
         """
-        limit = self.optimizer_settings["max_grad_norm"] or math.inf
+        limit = self.optimizer_settings.max_grad_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if self.trainer.precision != "16-mixed" and not norm.isfinite():
@@ -204,20 +215,19 @@ class Method(pl.LightningModule):
         settings = self.optimizer_settings
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings["weight_decay"]},
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
             {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
-            lr=settings["lr"],
-            betas=tuple(settings["betas"]),
-            eps=settings["eps"],
+            lr=settings.lr,
+            betas=(settings.betas[0], settings.betas[1]),
+            eps=settings.eps,
             fused=self.trainer.precision != "16-mixed",  # a fused step unscales too late for clipping
         )
         steps = self.trainer.max_steps
-        warmup = self.schedule["warmup"]
+        warmup, name = self.schedule.warmup, self.schedule.name
         warmup_steps = math.ceil(warmup * steps) if warmup < 1 else int(warmup)
-        name = self.schedule["name"]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, warmup_steps, name))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from aira.config.schema import Optimizer, Schedule
 from aira.data.trees import Row
 from aira.methods.base import Method, Sums
 from aira.methods.preference import LOSSES, REFERENCE_FREE, Settings, Side
@@ -36,8 +37,8 @@ class DPO(Method):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: dict[str, Any],
-        schedule: dict[str, Any],
+        optimizer: Optimizer,
+        schedule: Schedule,
         seed: int = 0,
         *,
         tokenizer: Any,
@@ -49,7 +50,7 @@ class DPO(Method):
         reference: str | None = None,
         cache_dir: str = "~/.cache/aira",
     ) -> None:
-        super().__init__(model, optimizer, schedule, seed)
+        super().__init__(model, optimizer, schedule, seed, tokenizer=tokenizer)
         self.loss, self.settings = loss, Settings(beta, label_smoothing, gamma)
         self.sft_weight, self.cache_dir = sft_weight, cache_dir
         self._other: list[Reference] = []  # in a list, so that it is no part of this module

@@ -1,12 +1,13 @@
 """Reward modelling: a score that is higher for the response that people prefer."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_calibration_error
+from transformers import PreTrainedTokenizerBase
 
+from aira.config.schema import Optimizer, Schedule
 from aira.data.trees import Row
 from aira.methods.base import Sums
 from aira.methods.preference import bradley_terry
@@ -17,7 +18,7 @@ class Reward(Scorer):
     """The Bradley-Terry loss on pairs.
 
     Args:
-        model, optimizer, schedule, seed: as for `Method`.
+        model, optimizer, schedule, seed, tokenizer: as for `Method`.
         label_smoothing: the fraction of pairs taken to be labelled the wrong way round.
         center_rewards_coefficient: weight of the squared sum of a pair's rewards, which centres them on 0 (Eisenstein
             et al., 2023, section 2, by TRL's name; 0.01 is usual).
@@ -26,14 +27,15 @@ class Reward(Scorer):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: dict[str, Any],
-        schedule: dict[str, Any],
+        optimizer: Optimizer,
+        schedule: Schedule,
         seed: int = 0,
         *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         label_smoothing: float = 0.0,
         center_rewards_coefficient: float = 0.0,
     ) -> None:
-        super().__init__(model, optimizer, schedule, seed)
+        super().__init__(model, optimizer, schedule, seed, tokenizer=tokenizer)
         self.label_smoothing, self.center = label_smoothing, center_rewards_coefficient
 
     def loss_of(self, found: Tensor, row: Row) -> tuple[Tensor, Sums]:

@@ -4,8 +4,6 @@ This holds for both objectives, for exported models (`id2label` is {0: "harmless
 data, class 1 is toxic, and metrics of a class are of the toxic one unless their name says otherwise.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -17,7 +15,9 @@ from torchmetrics.functional.classification import (
     binary_precision,
     binary_recall,
 )
+from transformers import PreTrainedTokenizerBase
 
+from aira.config.schema import Optimizer, Schedule
 from aira.data.schemas import HARMLESS, TOXIC
 from aira.data.trees import Row
 from aira.methods.base import Sums
@@ -31,7 +31,7 @@ class Toxicity(Scorer):
     """A classifier of texts.
 
     Args:
-        model, optimizer, schedule, seed: as for `Method`.
+        model, optimizer, schedule, seed, tokenizer: as for `Method`.
         objective: `classification` learns from single texts, `pairwise` from pairs of a harmless and a harmful one (the
             Bradley-Terry loss, as the published ToxiGuardrail).
         class_weights: weight of the harmless and of the toxic texts in the loss of `classification`; `balanced` weighs
@@ -45,15 +45,16 @@ class Toxicity(Scorer):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: dict[str, Any],
-        schedule: dict[str, Any],
+        optimizer: Optimizer,
+        schedule: Schedule,
         seed: int = 0,
         *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         objective: str = "classification",
         class_weights: str | list[float] | None = None,
         threshold_by: str = "accuracy",
     ) -> None:
-        super().__init__(model, optimizer, schedule, seed)
+        super().__init__(model, optimizer, schedule, seed, tokenizer=tokenizer)
         self.objective, self.class_weights, self.threshold_by = objective, class_weights, threshold_by
         self.register_buffer("threshold", torch.tensor(0.0))
 

@@ -216,7 +216,7 @@ def model_card(
         else None,
     )
     rows = "\n".join(f"| {markdown(name)} | {value:.6g} |" for name, value in sorted(metrics.items()))
-    encoder = model["role"] == "encoder"
+    encoder = model["architecture"] == "encoder"
     use, limits, purpose = _CHAT, _CHAT_LIMITS, "to answer in a chat"
     if method["head"] == "score":
         texts = method["label"] == "harmless"

@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
+from aira.config.schema import Lora
 from aira.errors import AiraError
 from aira.files import check_exists
 from aira.hub import reach_hub
@@ -44,7 +45,7 @@ from aira.models.weights import (
 def load_tokenizer(
     path: str,
     *,
-    role: str = "causal",
+    architecture: str = "causal",
     head: str = "lm",
     template: str | None = "aira",
     prompt_bos: bool = True,
@@ -75,15 +76,15 @@ def load_tokenizer(
                 "one was trained from, or write it with save_pretrained()."
             )
     tokenizer.model_max_length = VERY_LARGE_INTEGER  # for others, see `export`; here all lengths are given
-    added = apply_template(tokenizer, template, prompt_bos) if role == "causal" and template else []
-    return tokenizer, added + (prepare_scorer(tokenizer, role) if head == "score" else [])
+    added = apply_template(tokenizer, template, prompt_bos) if architecture == "causal" and template else []
+    return tokenizer, added + (prepare_scorer(tokenizer, architecture) if head == "score" else [])
 
 
 def load_config(
     path: str,
     vocab_size: int,
     *,
-    role: str | None = "causal",
+    architecture: str | None = "causal",
     head: str = "lm",
     config: dict[str, Any] | None = None,
     revision: str | None = None,
@@ -93,7 +94,7 @@ def load_config(
 
     Args:
         vocab_size: of a fresh model.
-        role: what it has to be; None for any.
+        architecture: what it has to be; None for any.
         config: `model_type` and further arguments of the Transformers configuration, for a folder that holds a
             tokenizer and no model.
 
@@ -127,10 +128,10 @@ def load_config(
             f"{path} is a {settings.model_type} model, and the model group is for {config['model_type']}: name the "
             "group that it was trained with, model=<name>."
         )
-    known = verified(role)
+    known = verified(architecture)
     if settings.model_type not in known:
         raise AiraError(
-            f"{path} is a {settings.model_type} model. Verified {f'{role} ' if role else ''}architectures are "
+            f"{path} is a {settings.model_type} model. Verified {f'{architecture} ' if architecture else ''}models are "
             f"{', '.join(known)}; another might give wrong numbers silently, so it is refused."
         )
     if head == "lm" and any(name.endswith("ForSequenceClassification") for name in settings.architectures or ()):
@@ -198,7 +199,7 @@ def load_model(
     tokenizer: PreTrainedTokenizerBase,
     added: list[int],
     *,
-    role: str = "causal",
+    architecture: str = "causal",
     head: str = "lm",
     label: str | None = None,
     config: dict[str, Any] | None = None,
@@ -206,7 +207,7 @@ def load_model(
     dropout: float | None = 0.0,
     gradient_checkpointing: bool = False,
     compile: bool = False,
-    lora: dict[str, Any] | None = None,
+    lora: Lora | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
@@ -220,7 +221,7 @@ def load_model(
         label: what a high score means; it is kept in the configuration (`id2label`).
         config: see `load_config`.
         dropout: probability of every dropout layer; None keeps the configuration's own.
-        lora: `r` (0: none), `alpha`, `dropout`, `target_modules`.
+        lora: as in conf/model/_base.yaml.
 
     Returns:
         The model; a `peft.PeftModel` with LoRA.
@@ -230,7 +231,7 @@ def load_model(
             not verified.
     """
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    settings, fresh = load_config(path, len(tokenizer), role=role, head=head, config=config, **where)
+    settings, fresh = load_config(path, len(tokenizer), architecture=architecture, head=head, config=config, **where)
     ends = end_tokens(path, tokenizer, added, settings, **where)  # before the vocabulary grows
     if dropout is not None:
         _set_dropout(settings, dropout)
@@ -287,7 +288,7 @@ def load_model(
         model.generation_config = GenerationConfig(**special | several)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if lora and lora["r"]:
+    if lora and lora.r:
         model = add_lora(model, lora, added, head)
     if compile:
         unwrap(model).base_model.compile(dynamic=True)

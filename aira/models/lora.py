@@ -1,14 +1,13 @@
 """Low-rank adapters (Hu et al., 2022), by PEFT."""
 
-from typing import Any
-
 from torch import nn
 from transformers import PreTrainedModel
 
+from aira.config.schema import Lora
 from aira.models.families import FAMILIES
 
 
-def add_lora(model: PreTrainedModel, lora: dict[str, Any], added: list[int], head: str) -> nn.Module:
+def add_lora(model: PreTrainedModel, lora: Lora, added: list[int], head: str) -> nn.Module:
     """Adapters on linear layers; the rows of added tokens and a new score head are trained beside them."""
     from peft import LoraConfig, get_peft_model
 
@@ -17,10 +16,10 @@ def add_lora(model: PreTrainedModel, lora: dict[str, Any], added: list[int], hea
         embeddings.add(id(model.get_output_embeddings()))
     names = [name for name, module in model.named_modules() if id(module) in embeddings]
     settings = LoraConfig(
-        r=lora["r"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
-        target_modules=lora["target_modules"],
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
         trainable_token_indices=dict.fromkeys(names, added) if added else None,
         fan_in_fan_out=FAMILIES[model.config.model_type].transposed,
         task_type="SEQ_CLS" if head == "score" else None,

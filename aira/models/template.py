@@ -101,7 +101,7 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, template: str, prompt_bos
     return list(range(before, len(tokenizer)))
 
 
-def prepare_scorer(tokenizer: PreTrainedTokenizerBase, role: str) -> list[int]:
+def prepare_scorer(tokenizer: PreTrainedTokenizerBase, architecture: str) -> list[int]:
     """Make a tokenizer fit for a scorer, in place.
 
     Transformers finds the end of a padded text by the pad token, so that must be no other token, and the padding must
@@ -115,7 +115,7 @@ def prepare_scorer(tokenizer: PreTrainedTokenizerBase, role: str) -> list[int]:
     others = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in others:
         tokenizer.add_special_tokens({"pad_token": SPECIAL_TOKENS["pad_token"]})
-    if role == "causal":
+    if architecture == "causal":
         end = tokenizer.eos_token
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=["$A", end], special_tokens=[(end, tokenizer.eos_token_id)]

@@ -73,7 +73,7 @@ def find_runs(path: Path) -> list[Run]:
 
 NEEDED: dict[str, type] = {
     **dict.fromkeys(("model", "method", "data", "language", "optimizer", "schedule", "trainer"), dict),
-    **dict.fromkeys(("model.name", "model.path", "model.role", "data.path", "language.code"), str),
+    **dict.fromkeys(("model.name", "model.path", "model.architecture", "data.path", "language.code"), str),
     **dict.fromkeys(("method.name", "method.head", "method.monitor", "method.mode"), str),
     **dict.fromkeys(("method.summary", "language.questions"), list),
     **dict.fromkeys(("data.max_length", "seed"), int),

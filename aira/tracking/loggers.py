@@ -1,24 +1,29 @@
 """Loggers of Lightning that write into the run's folder."""
 
-from pathlib import Path
-
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from aira.errors import AiraError
+from aira.parts import Begun, Part
 
 
-def csv(run: Path) -> CSVLogger:
-    """`logs/version_<n>/metrics.csv` in the run's folder; a run that is gone on with adds a version."""
-    return CSVLogger(run, name="logs", flush_logs_every_n_steps=1)  # who watches a run reads it while it trains
+class CSV(Part):
+    """`logs/version_<n>/metrics.csv` in the run's folder; a run that is resumed adds a version."""
+
+    def begin(self, run: Begun) -> CSVLogger:
+        """The logger, which writes each step at once, since who watches a run reads it while it trains."""
+        return CSVLogger(run.folder, name="logs", flush_logs_every_n_steps=1)
 
 
-def tensorboard(run: Path) -> TensorBoardLogger:
-    """`tensorboard/` in the run's folder.
+class TensorBoard(Part):
+    """`tensorboard/` in the run's folder."""
 
-    Raises:
-        AiraError: TensorBoard is not installed.
-    """
-    try:
-        return TensorBoardLogger(run, name="tensorboard", version="")
-    except ModuleNotFoundError as error:
-        raise AiraError("logger=tensorboard needs TensorBoard: pip install -e '.[tensorboard]'.") from error
+    def begin(self, run: Begun) -> TensorBoardLogger:
+        """The logger.
+
+        Raises:
+            AiraError: TensorBoard is not installed.
+        """
+        try:
+            return TensorBoardLogger(run.folder, name="tensorboard", version="")
+        except ModuleNotFoundError as error:
+            raise AiraError("logger=tensorboard needs TensorBoard: pip install -e '.[tensorboard]'.") from error

@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from aira.environment import environment
 from aira.files import content_hash, run_of_export, without_home
-from aira.parts import Finished, Part
+from aira.parts import Begun, Finished, Part
 from aira.tracking.login import online
 
 CONNECTING = 30
@@ -36,7 +36,7 @@ class Wandb(WandbLogger, Part):
 
     def exported(self, run: Finished) -> None:
         """Tell what the run was made from, what it made, and its final metrics, which its table of runs shows."""
-        self.log_input("model", run.values["model"]["path"])
+        self.log_input("model", run.settings.model.path)
         self.log_input("dataset", run.data.path, run.data.key)
         self.log_export(run.folder)
         self.experiment.summary.update(run.metrics)
@@ -108,31 +108,33 @@ def _named(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-")[-100:] or "unnamed"
 
 
-def logger(
-    run: Path, values: dict[str, Any], project: str, group: str | None, tags: list[str], upload_export: bool
-) -> Wandb:
+class WandbRun(Part):
     """A Weights & Biases run; offline where there is no login or no connection, never a prompt.
 
     `wandb sync` uploads an offline run later. All that it needs is in the run's folder, and what the client would tell
     of the machine, its user and its folders is left out: `aira.environment` has what matters.
 
     Args:
-        run: the run's folder.
-        values: the run's configuration, which is shown with the environment.
         project, group, tags: as Weights & Biases has them.
         upload_export: see `Wandb`.
     """
-    config = json.loads(without_home(json.dumps({**values, "environment": environment()}, default=str)))
-    start = partial(
-        Wandb, upload_export, name=run.name, save_dir=run, project=project, group=group, tags=tags, config=config
-    )
-    os.environ.setdefault("WANDB_DATA_DIR", str(run / "wandb"))  # of files that wait to be uploaded
-    private: dict[str, Any] = {"x_disable_meta": True, "x_disable_machine_info": True, "disable_git": True}
-    mode = os.environ.get("WANDB_MODE", "online" if online() else "offline")
-    started = start(mode=mode, settings=wandb.Settings(init_timeout=CONNECTING, **private))
-    try:
-        _ = started.experiment  # connects, on rank 0
-    except wandb.errors.Error as error:
-        warnings.warn(f"Weights & Biases goes on offline, `wandb sync` uploads the run later: {error}", stacklevel=2)
-        started = start(mode="offline", settings=wandb.Settings(**private))
-    return started
+
+    def __init__(self, project: str, group: str | None, tags: list[str], upload_export: bool) -> None:
+        self.start = partial(Wandb, upload_export, project=project, group=group, tags=tags)
+
+    def begin(self, run: Begun) -> Wandb:
+        """Start it, with the configuration and the environment."""
+        config = json.loads(without_home(json.dumps({**run.values, "environment": environment()}, default=str)))
+        start = partial(self.start, name=run.folder.name, save_dir=run.folder, config=config)
+        os.environ.setdefault("WANDB_DATA_DIR", str(run.folder / "wandb"))  # of files that wait to be uploaded
+        private: dict[str, Any] = {"x_disable_meta": True, "x_disable_machine_info": True, "disable_git": True}
+        mode = os.environ.get("WANDB_MODE", "online" if online() else "offline")
+        started = start(mode=mode, settings=wandb.Settings(init_timeout=CONNECTING, **private))
+        try:
+            _ = started.experiment  # connects, on rank 0
+        except wandb.errors.Error as error:
+            warnings.warn(
+                f"Weights & Biases goes on offline, `wandb sync` uploads the run later: {error}", stacklevel=2
+            )
+            started = start(mode="offline", settings=wandb.Settings(**private))
+        return started

@@ -9,8 +9,12 @@ import pytorch_lightning as pl
 from aira.parts import Part
 
 class Counted(pl.Callback, Part):
-    def __init__(self, run, factor):
-        self.run, self.factor = run, factor
+    def __init__(self, factor):
+        self.factor = factor
+
+    def begin(self, run):
+        self.folder = run.folder
+        return self
 
     def finish(self, run):
         assert not (run.folder / "export").exists() and run.metrics["steps"] == 2
@@ -18,7 +22,7 @@ class Counted(pl.Callback, Part):
 
     def exported(self, run):
         assert (run.folder / "export" / "config.json").exists()
-        (self.run / "counted.txt").write_text(str(run.metrics["counted"]))
+        (self.folder / "counted.txt").write_text(str(run.metrics["counted"]))
 
     def summary(self):
         return ["Counted it."]

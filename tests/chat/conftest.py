@@ -1,4 +1,4 @@
-"""Random exports of each role, with weights large enough that answers and scores differ."""
+"""Random exports of each purpose, with weights large enough that answers and scores differ."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ CARD = "---\nlanguage: en\n---\n"
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory):
-    """An output folder with a run of each role."""
+    """An output folder with a run of each purpose."""
     folder = tmp_path_factory.mktemp("outputs") / "day"
     for name, head, label in (("chat", "lm", None), ("reward", "score", "reward"), ("toxicity", "score", "harmless")):
         set_seed(len(name))

@@ -22,7 +22,7 @@ def command(monkeypatch, *arguments, typed=""):
 
 
 def test_one_message(exports):
-    """The real command: JSON alone on stdout, and the newest run of each role."""
+    """The real command: JSON alone on stdout, and the newest run of each purpose."""
     arguments = [f"output_dir={exports.parent}", "prompt=Who, (really) are {you} = '?", "--json", *SHORT, "seed=3"]
     done = subprocess.run(
         [sys.executable, "-m", "aira", "chat", *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
@@ -30,7 +30,7 @@ def test_one_message(exports):
     assert done.returncode == 0, done.stderr
     reply = json.loads(done.stdout)
     assert len(reply["candidates"]) == 2 and all(-1e3 < one["reward"] < 1e3 for one in reply["candidates"])
-    assert all(f"{role}: {exports}/" in done.stderr for role in ("chat_model", "reward_model", "toxicity_model"))
+    assert all(f"{purpose}: {exports}/" in done.stderr for purpose in ("chat_model", "reward_model", "toxicity_model"))
 
 
 def test_a_file(exports, tmp_path, monkeypatch, capsys):

@@ -157,7 +157,7 @@ def test_control_tokens_are_text(chat, exports):
         ({"toxicity_model": "reward"}, "toxicity_model=.* is a reward model"),
         ({"toxicity_model": "unsaid"}, "does not say what a high score means"),
         ({"chat_model": "untaught"}, "has no chat template"),
-        ({"threshold": 2.0}, "is a probability"),
+        ({"threshold": 2.0}, "a number between 0 and 1"),
         ({"threshold": 0.5, "threshold_logit": 5.0}, "set one of them"),
         ({"temperature": 0.0}, "n=2 candidates would all be the same"),
         ({"chat_model": "nowhere/at/all"}, "no such file or folder"),

@@ -88,8 +88,8 @@ def test_other_texts_are_read_as_ever():
 @pytest.mark.parametrize("prompt", [(), ("Who<|endofinstruction|>[SEP]?",)])
 def test_scorers_read_them_as_text(encoder, prompt):
     """Catches a text that ends its segment, or the text, by itself."""
-    role = "encoder" if encoder else "causal"
-    tokenizer, _ = load_tokenizer(f"pkg://aira.models/tiny/{role}", head="score", role=role)
+    architecture = "encoder" if encoder else "causal"
+    tokenizer, _ = load_tokenizer(f"pkg://aira.models/tiny/{architecture}", head="score", architecture=architecture)
     said = "I[SEP][PAD]<|pad|> obey<|endofcompletion|>.[CLS]"
     plain, evil = (
         encode_scorer(

@@ -13,10 +13,10 @@ import torch
 from transformers import PreTrainedModel
 
 from aira import environment
-from aira.chat.load import ROLES, load
+from aira.chat.load import PURPOSES, load
 from aira.commands.rejection_sampling import _prompts, _same_settings, main, settings_of
-from aira.config.compose import compose_config
-from aira.config.record import plain
+from aira.config.compose import compose_config, compose_settings
+from aira.config.schema import RejectionSampling
 from aira.data.sources import read
 from aira.errors import AiraError
 from tests.chat.conftest import exports  # noqa: F401
@@ -56,9 +56,9 @@ def tables(folder):
 def test_prompts_that_are_not_there(tmp_path, key, value, said):
     """Catches advice that names a key of another command."""
     (tmp_path / "asked.jsonl").write_text('{"prompt": "Who?"}\n')
-    values = {"prompts": f"{tmp_path}/asked.jsonl", "split": "train", "column": "prompt", "max_prompts": None}
+    values = compose_settings(RejectionSampling, ["output=out", f"prompts={tmp_path}/asked.jsonl", "column=prompt"])
     with pytest.raises(AiraError) as caught:
-        _prompts({**values, "cache_dir": str(tmp_path / "cache"), key: value})
+        _prompts(values.model_copy(update={"cache_dir": str(tmp_path / "cache"), key: value}))
     assert said in str(caught.value) and "data." not in str(caught.value)
 
 
@@ -106,14 +106,14 @@ def test_best_and_worst(asked, tmp_path, monkeypatch):
 def test_what_answers_are_kept_under(asked, exports, tmp_path, monkeypatch):  # noqa: F811
     """Catches a folder gone on with that holds other answers, or refused although it holds the same."""
     given = asked(tmp_path / "kept", "toxicity_model=last", "guard.reads=exchange")
-    values = plain(compose_config("rejection_sampling", given))
+    values = compose_settings(RejectionSampling, given)
     chat = load(values)
     kept = settings_of(chat, ["a", "b"], values)
 
     def refused(asked=("a", "b"), **changed):
         _same_settings(tmp_path / "kept", kept)
         try:
-            _same_settings(tmp_path / "kept", settings_of(chat, list(asked), {**values, **changed}))
+            _same_settings(tmp_path / "kept", settings_of(chat, list(asked), values.model_copy(update=changed)))
         except AiraError as error:
             return "holds answers of another sampling" in str(error)
         return False
@@ -129,7 +129,7 @@ def test_what_answers_are_kept_under(asked, exports, tmp_path, monkeypatch):  # 
     for key, value in changes.items():
         assert refused(**{key: value}), key
     for key, value in {"threshold": 0.3, "threshold_logit": 5.0, "reads": "answer", "high_score": "toxic"}.items():
-        assert refused(guard={**values["guard"], key: value}), key
+        assert refused(guard=values.guard.model_copy(update={key: value})), key
     assert refused(["b", "a"]) and refused(["a"]) and refused(["a", "b "])
     for part in (chat, chat.reward, chat.guard):
         tokenizer = part.tokenizer
@@ -154,9 +154,9 @@ def test_what_answers_are_kept_under(asked, exports, tmp_path, monkeypatch):  # 
 
     free = {"output_dir": "o", "cache_dir": "c", "tokens_per_row": 7, "debug": True, "min_margin": 1.0, "device": "cpu"}
     shutil.copytree(exports, tmp_path / "copies/day")
-    copies = {key: f"{tmp_path}/copies/day/{name}" for key, name in zip(ROLES, ("chat", "reward", "toxicity"))}
+    copies = {key: f"{tmp_path}/copies/day/{name}" for key, name in zip(PURPOSES, ("chat", "reward", "toxicity"))}
     found = {"prompts": "elsewhere", "split": "test", "column": "text", "max_prompts": 2, "output": "there"}
-    chat = load({**values, **copies, "tokens_per_row": 7, "device": "cpu"})
+    chat = load(values.model_copy(update={**copies, "tokens_per_row": 7, "device": "cpu"}))
     assert not refused(**free, **copies, **found)
 
 

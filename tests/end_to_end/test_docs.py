@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import DATA
 from tests.end_to_end.command import ENVIRONMENT, ROOT
+from tests.end_to_end.test_extending import write_files
 from tests.test_docs import NOT_RUN, RUN, commands
 
 TINY = [
@@ -53,8 +54,10 @@ def folder(tmp_path_factory):
     lines = [",".join(row[name] for name in ("title", "question", "answer")) for row in rows]
     (cwd / "mine.csv").write_text("\n".join(["title,question,answer", *lines]) + "\n")
     (cwd / "asked.jsonl").write_text(json.dumps({"prompt": "Who are you?"}) + "\n")
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
+    extending = (ROOT / "docs/extending.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", extending, re.DOTALL)
     (cwd / "unlikelihood.py").write_text(code)
+    write_files(extending, cwd)
     assert run_here("aira train", cwd)[0] == 0
     return cwd
 

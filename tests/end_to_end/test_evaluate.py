@@ -1,4 +1,4 @@
-"""evaluate.py as a user runs it: exports of every role, files in place of the hub, stopping and going on."""
+"""evaluate.py as a user runs it: exports of every purpose, files in place of the hub, stopping and going on."""
 
 import json
 import signal
@@ -26,7 +26,7 @@ SHAPE = {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 4, "n_posit
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
-    """An export of each role, with random weights."""
+    """An export of each purpose, with random weights."""
     folder = tmp_path_factory.mktemp("exports")
     for name, head, label in (("chat", "lm", None), ("reward", "score", "reward"), ("toxicity", "score", "harmless")):
         tokenizer, added = load_tokenizer("pkg://aira.models/tiny/causal", head=head)
@@ -41,25 +41,25 @@ def measured(run, *overrides):
 
 @pytest.mark.parametrize("language", ["en", "pt"])
 def test_the_sample_for_every_role(exports, tmp_path, capsys, language):
-    """One command, three models of different roles; scorers stand beside their baselines."""
-    for role in ("chat", "reward", "toxicity"):
-        run = tmp_path / role
-        found = measured(run, f"model.path={exports / role}", f"language={language}", "eval.limit=40")
-        assert list(found) == [role]
-        results = json.loads((run / role / "results.json").read_text())
+    """One command, three models of different purposes; scorers stand beside their baselines."""
+    for purpose in ("chat", "reward", "toxicity"):
+        run = tmp_path / purpose
+        found = measured(run, f"model.path={exports / purpose}", f"language={language}", "eval.limit=40")
+        assert list(found) == [purpose]
+        results = json.loads((run / purpose / "results.json").read_text())
         (task,) = results["results"]
-        assert language in task and results["aira"]["role"] == role and results["aira"]["environment"]["versions"]
-        rows = [json.loads(line) for line in (run / role / "rows" / f"{task}.jsonl").read_text().splitlines()]
+        assert language in task and results["aira"]["purpose"] == purpose and results["aira"]["environment"]["versions"]
+        rows = [json.loads(line) for line in (run / purpose / "rows" / f"{task}.jsonl").read_text().splitlines()]
         assert len(rows) == 40
-        name = "acc_norm" if role == "chat" else "accuracy"
-        assert found[role][task][name] == pytest.approx(sum(row["value"] for row in rows) / 40)
+        name = "acc_norm" if purpose == "chat" else "accuracy"
+        assert found[purpose][task][name] == pytest.approx(sum(row["value"] for row in rows) / 40)
         printed = capsys.readouterr().out
-        baselines = {"chat": [], "reward": ["chance"], "toxicity": ["majority"]}[role]
+        baselines = {"chat": [], "reward": ["chance"], "toxicity": ["majority"]}[purpose]
         assert all(word in printed for word in [*baselines, *(["length", "bag_of_words"] if baselines else [])])
         assert (run / "table.md").read_text().startswith("| model | sample_")
         assert r"\begin{tabular}" in (run / "table.tex").read_text()
-        if role == "toxicity":
-            balanced, f1 = (100 * found[role][task][key] for key in ("balanced_accuracy", "f1"))
+        if purpose == "toxicity":
+            balanced, f1 = (100 * found[purpose][task][key] for key in ("balanced_accuracy", "f1"))
             assert f"| toxicity | {balanced:.2f} | {f1:.2f} |" in (run / "table.md").read_text()
             assert printed.count("majority") == 2
         else:
@@ -123,14 +123,14 @@ def test_several_models_and_which_is_better(exports, tmp_path):
 
 
 def test_scorers_on_real_files(exports, tmp_path, data_folder):
-    """The files' columns are read, and each role has its tasks; both classes are there."""
-    for role, suite, tasks in (
+    """The files' columns are read, and each purpose has its tasks; both classes are there."""
+    for purpose, suite, tasks in (
         ("reward", "reward", ["hh_harmless", "hh_helpful"]),
         ("toxicity", "toxicity-en", ["wiki_toxic"]),
         ("toxicity", "toxicity-pt", ["hatecheck_pt", "told_br"]),
     ):
         given = [f"eval={suite}", f"eval.tasks=[{','.join(tasks)}]", f"eval.data_dir={data_folder}", "eval.limit=60"]
-        found = measured(tmp_path / suite, f"model.path={exports / role}", *given)[role]
+        found = measured(tmp_path / suite, f"model.path={exports / purpose}", *given)[purpose]
         assert list(found) == tasks
         for figures in found.values():
             assert {"accuracy", "low", "high", "difference", "lower", "upper"} <= set(figures)

@@ -10,15 +10,16 @@ import time
 import pytest
 
 from aira.commands.pipeline import stages
-from aira.config.compose import compose_config
+from aira.config.compose import compose_config, compose_settings
 from aira.config.record import plain
+from aira.config.schema import Pipeline
 from aira.errors import AiraError
 from aira.files import override
 from tests.end_to_end.command import ENVIRONMENT, ROOT
 
 
 def planned(tmp_path, *overrides, shared=()):
-    values = plain(compose_config("pipeline", [f"output={tmp_path}/p", *overrides]))
+    values = compose_settings(Pipeline, [f"output={tmp_path}/p", *overrides])
     return {stage.name: stage for stage in stages(values, shared)}
 
 
@@ -45,7 +46,7 @@ def test_every_pipeline_composes(tmp_path, pipeline, language):
 @pytest.mark.parametrize("pipeline", ["sample", "aira-2-124m"])
 def test_any_name_of_the_folder(tmp_path, pipeline, name):
     """Catches a folder that Hydra's grammar takes apart once it stands in the overrides of a stage."""
-    values = plain(compose_config("pipeline", [f"pipeline={pipeline}", override("output", tmp_path / name)]))
+    values = compose_settings(Pipeline, [f"pipeline={pipeline}", override("output", tmp_path / name)])
     chain = {stage.name: stage for stage in stages(values)}
     dpo = plain(compose_config("train", chain["dpo"].overrides))
     assert dpo["data"]["path"] == f"{tmp_path}/{name}/rejection_sampling/pairs"

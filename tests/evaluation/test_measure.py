@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from aira import environment
-from aira.config.compose import compose_config
-from aira.config.record import plain
+from aira.config.compose import compose_settings
+from aira.config.schema import Evaluate
 from aira.evaluating import _models, _remembered
 from aira.evaluation.measure import store
 from aira.evaluation.results import Line, Score
@@ -19,32 +19,34 @@ from aira.models.loading import load_model, load_tokenizer
 from tests.evaluation.test_scorers import BERT, LLAMA
 
 
-def loaded(role, head, shape):
+def loaded(architecture, head, shape):
     """A model from fixed random weights, and its tokenizer."""
-    path = f"pkg://aira.models/tiny/{role}"
-    tokenizer, added = load_tokenizer(path, role=role, head=head)
-    attention = {"attn_implementation": "sdpa"} if role == "encoder" else {}
+    path = f"pkg://aira.models/tiny/{architecture}"
+    tokenizer, added = load_tokenizer(path, architecture=architecture, head=head)
+    attention = {"attn_implementation": "sdpa"} if architecture == "encoder" else {}
     torch.manual_seed(0)
     return load_model(
-        path, tokenizer, added, role=role, head=head, label="harmless", config=shape, **attention
+        path, tokenizer, added, architecture=architecture, head=head, label="harmless", config=shape, **attention
     ), tokenizer
 
 
 @pytest.mark.parametrize(
-    "role, head, shape, changed",
+    "architecture, head, shape, changed",
     [
         ("causal", "lm", LLAMA, {"rms_norm_eps": 1e-2}),
         ("causal", "score", LLAMA, {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
         ("encoder", "score", BERT, {"layer_norm_eps": 1e-3}),
     ],
 )
-def test_what_answers_are_kept_under(tmp_path, monkeypatch, role, head, shape, changed):
+def test_what_answers_are_kept_under(tmp_path, monkeypatch, architecture, head, shape, changed):
     """Catches answers that are taken for those to other questions, and a key that changes where no answer does."""
-    model, tokenizer = loaded(role, head, shape)
-    values = plain(compose_config("evaluate", ["eval.chat_template=false", f"cache_dir={tmp_path}/cache"]))
+    model, tokenizer = loaded(architecture, head, shape)
+    given = ["eval.chat_template=false", f"cache_dir={tmp_path}/cache"]
 
     def key(model=model, tokenizer=tokenizer, suite=(), **others):
-        return store({**values, **others, "eval": {**values["eval"], **dict(suite)}}, model, tokenizer).name
+        changed = [f"eval.{name}={value}" for name, value in dict(suite).items()]
+        changed += [f"{name}={value}" for name, value in others.items()]
+        return store(compose_settings(Evaluate, [*given, *changed]), model, tokenizer).name
 
     def by(**attributes):
         other = copy.deepcopy(tokenizer)
@@ -59,12 +61,12 @@ def test_what_answers_are_kept_under(tmp_path, monkeypatch, role, head, shape, c
     token = tokenizer.convert_ids_to_tokens(7)
     found = {
         "nothing": key(),
-        "configuration": key(loaded(role, head, {**shape, **changed})[0]),
+        "configuration": key(loaded(architecture, head, {**shape, **changed})[0]),
         "weights": key(other),
         "type": key(copy.deepcopy(model).bfloat16()),
         "precision": key(suite={"precision": "bf16-mixed"}),
         "max_length": key(suite={"max_length": 9}),
-        "chat_template": key(suite={"chat_template": True}),
+        "chat_template": key(suite={"chat_template": "true"}),
         "template": by(chat_template="{{ 'Be brief.' }}{{ messages[0]['content'] }}"),
         "end": by(eos_token=token),
         "beginning": by(bos_token=token),
@@ -84,15 +86,15 @@ def test_what_answers_are_kept_under(tmp_path, monkeypatch, role, head, shape, c
             found[package] = key()
     assert len(set(found.values())) == len(found), sorted(found.items(), key=lambda one: one[1])
 
-    free = {"cache_dir": f"{tmp_path}/elsewhere", "seed": 1, "device": "cpu", "debug": True, "country": "BRA"}
+    free = {"cache_dir": f"{tmp_path}/elsewhere", "seed": 1, "device": "cpu", "debug": "true", "country": "BRA"}
     assert (
-        key(suite={"tokens_per_row": 7, "limit": 3, "tasks": ["a"], "high_score": "toxic"}, **free) == found["nothing"]
+        key(suite={"tokens_per_row": 7, "limit": 3, "tasks": "[a]", "high_score": "toxic"}, **free) == found["nothing"]
     )
     export(copy.deepcopy(model), tokenizer, tmp_path / "here", "card")
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     for path in ("here", "there"):
-        again, added = load_tokenizer(str(tmp_path / path), role=role, head=head, template=None)
-        how = {"role": role, "head": head, "attn_implementation": model.config._attn_implementation}
+        again, added = load_tokenizer(str(tmp_path / path), architecture=architecture, head=head, template=None)
+        how = {"architecture": architecture, "head": head, "attn_implementation": model.config._attn_implementation}
         assert key(load_model(str(tmp_path / path), again, added, label="harmless", **how), again) == found["nothing"]
 
 
@@ -103,7 +105,7 @@ def test_models_by_a_pattern(tmp_path, monkeypatch):
         (tmp_path / name).mkdir(parents=True)
 
     def found(*models):
-        return list(_models({"models": models, "output_dir": "."}).values())
+        return list(_models(compose_settings(Evaluate, [f"models={list(models)}"])).values())
 
     assert found("run*") == ["run*"] and found("./r*n*") == ["run*", "run2"]
     assert found("day[1]/*") == ["day[1]/x"] and found(f"{tmp_path}/day[1]/*") == [f"{tmp_path}/day[1]/x"]

@@ -48,12 +48,12 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     found = {}
     for weight, state in ((1.0, "sound"), (3e38, "broken")):
-        for role, head, label in (
+        for purpose, head, label in (
             ("chat", "lm", None),
             ("reward", "score", "reward"),
             ("toxicity", "score", "harmless"),
         ):
-            found[state, role] = made(folder / f"{state}-{role}", head, label, weight)
+            found[state, purpose] = made(folder / f"{state}-{purpose}", head, label, weight)
     return found
 
 
@@ -123,20 +123,20 @@ def test_a_kept_answer_that_is_no_number_is_asked_again(tmp_path, kept):
     assert again.loglikelihood([request]) == [expected] and again.dbdict["other"] == (-1.0, True)
 
 
-@pytest.mark.parametrize("role", ["chat", "reward", "toxicity"])
-def test_a_model_of_no_numbers_is_not_evaluated(models, tmp_path, role):
+@pytest.mark.parametrize("purpose", ["chat", "reward", "toxicity"])
+def test_a_model_of_no_numbers_is_not_evaluated(models, tmp_path, purpose):
     """Catches 100.00 for a language model, 0.00 for a reward and 50.00 for a toxicity model of NaN."""
-    path, given = models["broken", role], ["eval.limit=8", f"cache_dir={tmp_path}/cache"]
-    with pytest.raises(AiraError, match=rf"broken-{role}.*(no number|NaN).*") as told:
+    path, given = models["broken", purpose], ["eval.limit=8", f"cache_dir={tmp_path}/cache"]
+    with pytest.raises(AiraError, match=rf"broken-{purpose}.*(no number|NaN).*") as told:
         evaluate(compose_config("evaluate", [f"model.path={path}", *given]), tmp_path / "run")
     assert "row " in str(told.value) and "sample_" in str(told.value)
     assert not list(tmp_path.rglob("results.json")) and not list(tmp_path.rglob("rows/*.jsonl"))
 
 
-@pytest.mark.parametrize("role", ["reward", "toxicity"])
-def test_a_kept_score_that_is_no_number_is_made_again(models, tmp_path, role):
+@pytest.mark.parametrize("purpose", ["reward", "toxicity"])
+def test_a_kept_score_that_is_no_number_is_made_again(models, tmp_path, purpose):
     """Catches scores in the store that are trusted though they are no numbers."""
-    given = [f"model.path={models['sound', role]}", "eval.limit=8", f"cache_dir={tmp_path}/cache"]
+    given = [f"model.path={models['sound', purpose]}", "eval.limit=8", f"cache_dir={tmp_path}/cache"]
     expected = evaluate(compose_config("evaluate", given), tmp_path / "first")
     (file,) = (tmp_path / "cache" / "evaluated").glob("*.db")
     kept = ["[NaN]", "[NaN, NaN]", "[Infinity, -Infinity]", "[null]", "null", "[]", '["1.0"]', "[1.0, 2.0, 3.0]"]
@@ -149,9 +149,9 @@ def test_a_kept_score_that_is_no_number_is_made_again(models, tmp_path, role):
 
 def test_scores_and_thresholds_that_are_no_numbers(models, tmp_path):
     """Catches scores of NaN, and a threshold of NaN, by which a guard lets everything pass."""
-    for role in ("reward", "toxicity"):
-        scorer = ScoringModel(models["broken", role])
-        with pytest.raises(AiraError, match=rf"broken-{role} gives a text \('Hello there"):
+    for purpose in ("reward", "toxicity"):
+        scorer = ScoringModel(models["broken", purpose])
+        with pytest.raises(AiraError, match=rf"broken-{purpose} gives a text \('Hello there"):
             scorer.score([scorer.encode([[{"role": "assistant", "content": "Hello there."}]])])
     for number in (NAN, INF, -INF):
         folder = made(tmp_path / str(number), "score", "harmless", threshold=number)
@@ -164,7 +164,7 @@ def test_scores_and_thresholds_that_are_no_numbers(models, tmp_path):
 @pytest.mark.parametrize("broken", ["chat", "reward", "toxicity"])
 def test_a_chat_with_a_model_of_no_numbers(models, broken):
     """Catches an answer that was chosen by NaN, and NaN in a script's JSON."""
-    paths = [models["broken" if role == broken else "sound", role] for role in ("chat", "reward", "toxicity")]
+    paths = [models["broken" if purpose == broken else "sound", purpose] for purpose in ("chat", "reward", "toxicity")]
     chat = Chat(*paths, n=2, temperature=1.0, max_new_tokens=4)
     with pytest.raises(AiraError, match=f"broken-{broken}"):
         chat.reply("Who are you?")

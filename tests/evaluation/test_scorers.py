@@ -27,12 +27,14 @@ BERT = {
 ASKED = [("What is 2 + 3?", ["It is 5.", "It is 6, as far as I know.", "Hm."]), ("Who are you?", ["An assistant."])]
 
 
-def saved(folder, role, shape, head="score"):
-    path = f"pkg://aira.models/tiny/{role}"
-    tokenizer, added = load_tokenizer(path, role=role, head=head)
+def saved(folder, architecture, shape, head="score"):
+    path = f"pkg://aira.models/tiny/{architecture}"
+    tokenizer, added = load_tokenizer(path, architecture=architecture, head=head)
     torch.manual_seed(0)
-    attention = {"attn_implementation": "sdpa"} if role == "encoder" else {}
-    model = load_model(path, tokenizer, added, role=role, head=head, label="harmless", config=shape, **attention)
+    attention = {"attn_implementation": "sdpa"} if architecture == "encoder" else {}
+    model = load_model(
+        path, tokenizer, added, architecture=architecture, head=head, label="harmless", config=shape, **attention
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -47,9 +49,9 @@ def turn(role, content):
 
 
 @pytest.mark.parametrize("tokens_per_row", [8, 1024])
-@pytest.mark.parametrize("role, shape", [("causal", LLAMA), ("encoder", BERT)])
-def test_scores_are_those_of_transformers(tmp_path, role, shape, tokens_per_row):
-    path = saved(tmp_path, role, shape)
+@pytest.mark.parametrize("architecture, shape", [("causal", LLAMA), ("encoder", BERT)])
+def test_scores_are_those_of_transformers(tmp_path, architecture, shape, tokens_per_row):
+    path = saved(tmp_path, architecture, shape)
     model = ScoringModel(path, tokens_per_row=tokens_per_row)
     assert (model.meaning, model.threshold) == ("harmless", -0.25)
     examples = [[[turn("user", asked), turn("assistant", said)] for said in answers] for asked, answers in ASKED]
@@ -58,7 +60,7 @@ def test_scores_are_those_of_transformers(tmp_path, role, shape, tokens_per_row)
 
     plain, tokenizer = AutoModelForSequenceClassification.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     talks = [talk for example in examples for talk in example]
-    if role == "causal":
+    if architecture == "causal":
         batch = tokenizer.apply_chat_template(talks, padding=True, return_dict=True, return_tensors="pt")
     else:
         pairs = zip(*[(asked["content"], said["content"]) for asked, said in talks])

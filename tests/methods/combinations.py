@@ -80,7 +80,9 @@ def train(method: str, way: str, family: str, precision: str, strategy: str, tok
     torch.manual_seed(0)
     head = {"head": "score", "label": "reward"} if score else {}
     model = load_model(TINY, tokenizer, added, config=FAMILIES[family], **head, **WAYS[way])
-    optimizer = {**OPTIMIZER, "eps": 1e-6}  # where gradients cancel, Adam would divide rounding by itself
+    optimizer = OPTIMIZER.model_copy(
+        update={"eps": 1e-6}
+    )  # where gradients cancel, Adam would divide rounding by itself
     settings = (model, optimizer, CONSTANT)
     if method == "dpo":
         module = DPO(*settings, tokenizer=tokenizer, cache_dir=str(folder / "cache" / f"{strategy}-{tokens_per_row}"))

@@ -5,10 +5,11 @@ import json
 import pytorch_lightning as pl
 from transformers import TrainerCallback
 
+from aira.config.schema import Optimizer, Schedule
 from aira.data.module import DataModule
 
-OPTIMIZER = {"lr": 1e-3, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8, "max_grad_norm": 1.0}
-CONSTANT = {"name": "constant", "warmup": 0}
+OPTIMIZER = Optimizer(lr=1e-3, weight_decay=0.0, betas=[0.9, 0.999], eps=1e-8, max_grad_norm=1.0)
+CONSTANT = Schedule(name="constant", warmup=0)
 
 
 class InFileOrder(DataModule):
@@ -91,7 +92,7 @@ def fit(
 TRL = {
     "per_device_train_batch_size": 4,
     "max_steps": 3,
-    "learning_rate": OPTIMIZER["lr"],
+    "learning_rate": OPTIMIZER.lr,
     "lr_scheduler_type": "constant",
     "logging_steps": 1,
     "use_cpu": True,

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from aira import environment
+from aira.config.schema import Lora
 from aira.data.module import DataModule
 from aira.errors import AiraError
 from aira.methods.dpo import DPO
@@ -25,7 +26,7 @@ ROWS = [
     {"prompt": f"What is {i} + 3?", "chosen": f"{i} + 3 is {i + 3}, of course.", "rejected": "No idea. " * (1 + i % 3)}
     for i in range(12)
 ]
-LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
+LORA = Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen")
 
 

@@ -27,12 +27,12 @@ SHAPES = {
 
 
 def scorer(family="gpt2"):
-    role = "encoder" if family == "bert" else "causal"
-    path = f"pkg://aira.models/tiny/{role}"
-    tokenizer, added = load_tokenizer(path, role=role, head="score")
+    architecture = "encoder" if family == "bert" else "causal"
+    path = f"pkg://aira.models/tiny/{architecture}"
+    tokenizer, added = load_tokenizer(path, architecture=architecture, head="score")
     torch.manual_seed(0)
-    attention = "sdpa" if role == "encoder" else "trees"
-    settings = {"role": role, "head": "score", "label": "reward", "attn_implementation": attention}
+    attention = "sdpa" if architecture == "encoder" else "trees"
+    settings = {"architecture": architecture, "head": "score", "label": "reward", "attn_implementation": attention}
     return load_model(path, tokenizer, added, config=SHAPES[family], **settings), tokenizer
 
 

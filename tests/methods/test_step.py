@@ -20,7 +20,7 @@ from tests.methods.fitting import CONSTANT
 
 TINY = "pkg://aira.models/tiny/causal"
 SHAPE = {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 256}
-OPTIMIZER = {**fitting.OPTIMIZER, "weight_decay": 0.01}
+OPTIMIZER = fitting.OPTIMIZER.model_copy(update={"weight_decay": 0.01})
 
 
 class Recorder(fitting.Recorder):
@@ -156,7 +156,7 @@ def test_a_name_is_one_figure_in_training_and_validation(tmp_path, method, kind,
     torch.manual_seed(1)
     model = load_model(TINY, tokenizer, added, config=SHAPE, head=head, label="a label" if head == "score" else None)
     settings |= {"tokenizer": tokenizer, "cache_dir": str(tmp_path)} if method is DPO else {}
-    frozen = {**OPTIMIZER, "lr": 0.0}
+    frozen = OPTIMIZER.model_copy(update={"lr": 0.0})
     module = method(model, frozen, CONSTANT, **settings)
     lines = (files("aira.data") / f"sample/{kind}-en/validation.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines[:48]]

@@ -12,6 +12,7 @@ from sklearn import metrics as sklearn_metrics
 from aira.callbacks.checkpoint import Checkpoints
 from aira.errors import AiraError
 from aira.methods.toxicity import CLASS_METRICS, Toxicity, best_threshold, class_metrics
+from aira.parts import Begun
 from tests.methods.fitting import CONSTANT, OPTIMIZER, fit, write
 from tests.methods.test_reward import scorer
 
@@ -23,7 +24,7 @@ PARTS = ("precision", "recall", "f1")
 
 def trained(tmp_path, rows, kind, steps=3, **settings):
     model, tokenizer = scorer()
-    module = Toxicity(model, {**OPTIMIZER, "lr": 3e-3}, CONSTANT, **settings)
+    module = Toxicity(model, OPTIMIZER.model_copy(update={"lr": 3e-3}), CONSTANT, **settings)
     path = write(tmp_path / "rows", rows, validation=rows)
     ours, trainer, data = fit(module, tokenizer, path, tmp_path, kind, head="score", steps=steps, validate=True)
     return module, ours, {name: float(value) for name, value in trainer.callback_metrics.items()}, data
@@ -134,9 +135,7 @@ def test_one_class_to_validate_on(tmp_path, rows, said, monitor, capsys):
     model, tokenizer = scorer()
     module = Toxicity(model, OPTIMIZER, CONSTANT)
     path = write(tmp_path / "rows", TEXTS, validation=rows)
-    callback = Checkpoints(
-        tmp_path, started=0.0, every_n_train_steps=9, monitor=monitor, mode="min", record={}, changed={}
-    )
+    callback = Checkpoints(every_n_train_steps=9, monitor=monitor, mode="min").begin(Begun(tmp_path, {}))
 
     def run():
         settings = {"head": "score", "steps": 2, "validate": True, "callbacks": (callback,)}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from aira.config.schema import Lora
 from aira.data.trees import Tree, pack
 from aira.errors import AiraError
 from aira.files import locate
@@ -18,7 +19,7 @@ from aira.models.template import SPECIAL_TOKENS
 from aira.models.weights import weights_hash
 from tests.models.conftest import CAUSAL, make
 
-LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
+LORA = Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
 TINY = "pkg://aira.models/tiny/causal"
 
 

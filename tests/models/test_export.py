@@ -39,12 +39,12 @@ TEXT = "You are a fool, and I said so. Ünïcode  <|endofinstruction|> 123\n"
 
 
 def made(folder, name, head="lm", label="harmless", **settings):
-    role = "encoder" if name in ENCODERS else "causal"
-    path = f"pkg://aira.models/tiny/{role}"
-    tokenizer, added = load_tokenizer(path, role=role, head=head)
-    attention = {"attn_implementation": "sdpa"} if role == "encoder" else {}
+    architecture = "encoder" if name in ENCODERS else "causal"
+    path = f"pkg://aira.models/tiny/{architecture}"
+    tokenizer, added = load_tokenizer(path, architecture=architecture, head=head)
+    attention = {"attn_implementation": "sdpa"} if architecture == "encoder" else {}
     torch.manual_seed(0)
-    given = {"role": role, "head": head, "label": label, "config": SHAPES[name]}
+    given = {"architecture": architecture, "head": head, "label": label, "config": SHAPES[name]}
     model = load_model(path, tokenizer, added, **given, **attention)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -67,7 +67,7 @@ def test_what_other_tools_read(tmp_path, name, head):
         return
     longest = 100 if head == "score" else None
     model, tokenizer = made(tmp_path / "export", name, head, max_length=longest)
-    role = "encoder" if name in ENCODERS else "causal"
+    architecture = "encoder" if name in ENCODERS else "causal"
     config, tokens = written(tmp_path / "export", "config.json"), written(tmp_path / "export", "tokenizer_config.json")
     assert tokens["tokenizer_class"] == "PreTrainedTokenizerFast" and config["torch_dtype"] == "float32"
     assert ("token_type_ids" in tokens["model_input_names"]) == (name in ENCODERS)
@@ -79,8 +79,13 @@ def test_what_other_tools_read(tmp_path, name, head):
         assert config["rope_theta"] == (1234.0 if scaled else 10000.0)
         assert config["rope_scaling"] == ({"rope_type": "linear", "factor": 2.0} if scaled else None)
         assert AutoConfig.from_pretrained(tmp_path / "export").rope_parameters == config["rope_parameters"]
-    again, added = load_tokenizer(str(tmp_path / "export"), role=role, head=head)
-    how = {"role": role, "head": head, "label": "harmless", "attn_implementation": model.config._attn_implementation}
+    again, added = load_tokenizer(str(tmp_path / "export"), architecture=architecture, head=head)
+    how = {
+        "architecture": architecture,
+        "head": head,
+        "label": "harmless",
+        "attn_implementation": model.config._attn_implementation,
+    }
     loaded = load_model(str(tmp_path / "export"), again, added, **how)
     assert weights_hash(loaded) == weights_hash(model), "another key of what was computed with the same model"
     assert tokenizer_content(again) == tokenizer_content(tokenizer)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from aira.config.schema import Lora
 from aira.data.tokenize import encode_scorer
 from aira.data.trees import Tree, pack, pad
 from aira.models.export import export
@@ -35,19 +36,25 @@ def native(folder):
     tokenizer.save_pretrained(folder)
 
 
-def made(tmp_path, shape, role="causal", template="aira", **settings):
+def made(tmp_path, shape, architecture="causal", template="aira", **settings):
     """A scorer with random weights, large enough that a wrong position shows, and its export loaded without Aira."""
-    path = "pkg://aira.models/tiny/" + role
+    path = "pkg://aira.models/tiny/" + architecture
     if template == "native":
         native(tmp_path / "native")
         path = str(tmp_path / "native")
     elif shape["model_type"] == "roberta":
-        load_tokenizer(path, role=role)[0].save_pretrained(tmp_path / "roberta")
+        load_tokenizer(path, architecture=architecture)[0].save_pretrained(tmp_path / "roberta")
         path = str(tmp_path / "roberta")
-    tokenizer, added = load_tokenizer(path, role=role, head="score", template=template)
+    tokenizer, added = load_tokenizer(path, architecture=architecture, head="score", template=template)
     torch.manual_seed(0)
-    attention = "sdpa" if role == "encoder" else "trees"
-    arguments = {"role": role, "head": "score", "label": "reward", "attn_implementation": attention, **settings}
+    attention = "sdpa" if architecture == "encoder" else "trees"
+    arguments = {
+        "architecture": architecture,
+        "head": "score",
+        "label": "reward",
+        "attn_implementation": attention,
+        **settings,
+    }
     model = load_model(path, tokenizer, added, config=shape, **arguments).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -112,7 +119,7 @@ def test_texts_on_packed_trees(tmp_path, name, template):
 def test_encoders(tmp_path, name):
     """Catches segments, special tokens or pooling that differ from the architecture's own."""
     shape = {**ENCODERS[name], "num_attention_heads": 4, "pad_token_id": 0, "max_position_embeddings": 130}
-    model, tokenizer = made(tmp_path, shape, role="encoder")
+    model, tokenizer = made(tmp_path, shape, architecture="encoder")
     plain, plain_tokenizer = exported(model, tokenizer, tmp_path / "export")
     prompts = [p for p, *_ in PAIRS for _ in range(2)]
     responses = [response for _, *pair in PAIRS for response in pair]
@@ -130,7 +137,7 @@ def test_encoders(tmp_path, name):
 
 def test_lora(tmp_path):
     """Catches a score head that stays frozen under adapters, or is lost when they are merged."""
-    lora = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
+    lora = Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
     model, tokenizer = made(tmp_path, CAUSAL["llama"], lora=lora)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert any("score" in name for name in trained) and any("lora_" in name for name in trained)

@@ -1,0 +1,561 @@
+"""What each command's configuration is: the keys of conf/ with their types, ranges and choices.
+
+What a key is for, and its default, stand beside it in conf/.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from aira.config.types import (
+    Above0,
+    Amount,
+    Architecture,
+    Below1,
+    Betas,
+    Between,
+    ClassWeights,
+    Columns,
+    Count,
+    CountOr0,
+    Devices,
+    Fact,
+    Finite,
+    From0,
+    Labels,
+    Length,
+    Probability,
+    Range,
+    Rule,
+    Seed,
+    Text,
+)
+
+Least = Literal["min", "max"]
+HighScore = Literal["harmless", "toxic"]
+
+
+class Section(BaseModel):
+    """A group of keys: nothing is converted, and a key that is not declared is an error."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Open(Section):
+    """A group in which the user's own files may have further keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+# The parts of a run
+
+
+class Language(Section):
+    """conf/language."""
+
+    code: Annotated[Text, Fact("language=<code> chooses it")]
+    questions: list[Text]
+
+
+class Lora(Section):
+    """`model.lora`."""
+
+    r: CountOr0
+    alpha: Above0
+    dropout: Below1
+    target_modules: Text | list[Text]
+
+
+class Model(Section):
+    """conf/model."""
+
+    name: Annotated[Text, Fact("model=<name> chooses a model, and hydra.run.dir=<folder> names a run's folder")]
+    architecture: Annotated[
+        Literal["causal", "encoder"],
+        Fact("model= chooses a model, such as bert-base for an encoder; model.path= is its weights"),
+    ]
+    checkpoints: dict[str, Text]
+    path: Text
+    revision: Text | None
+    config: Architecture
+    trust_remote_code: bool
+    attn_implementation: Literal["trees", "sdpa"]
+    template: Literal["aira", "native"]
+    prompt_bos: bool
+    dropout: Below1 | None
+    gradient_checkpointing: bool
+    compile: bool
+    lora: Lora
+    # what some models have of their own, where others take it from the method or the data
+    lr: dict[str, From0] = Field(default={})
+    epochs: dict[str, Count] = Field(default={})
+    exact_match: dict[str, CountOr0] = Field(default={})
+    max_length: Length | None = None
+
+
+class Data(Section):
+    """conf/data."""
+
+    name: Annotated[Text, Fact("data=<name> chooses it; data.path= takes a file, a folder or a hub id")]
+    sources: dict[str, dict[str, dict[str, Any]]]
+    path: Text
+    split: Text
+    revision: Text | None
+    validation_split: Text
+    validation_fraction: Between
+    columns: Columns | None
+    labels: Labels | None
+    exclude: list[Text]
+    max_examples: Count | None
+    max_length: Length
+    batch_size: Count
+    tokens_per_row: Count
+    num_workers: CountOr0
+    num_proc: Count
+
+
+class Method(Open):
+    """What every method has; further keys are arguments of its module, by name."""
+
+    name: Annotated[Text, Fact("method=<name> chooses a method")]
+    module: Text
+    kind: Annotated[Text, Fact("method= and, of method=toxicity, method.objective= choose the kind of data")]
+    architectures: Annotated[
+        list[Literal["causal", "encoder"]], Fact("model= chooses a model, and with it the architecture")
+    ]
+    head: Annotated[Literal["lm", "score"], Fact("method= chooses what the model computes")]
+    label: Annotated[Text | None, Fact("method= chooses what a score means")]
+    lr: From0
+    monitor: Text
+    mode: Least
+    compare_by: Text
+    compare_mode: Least
+    summary: list[Text]
+    next: Text
+
+    def arguments(self) -> dict[str, Any]:
+        """The keys that are this method's own, for its module."""
+        return {key: value for key, value in self if key not in Method.model_fields}
+
+
+class SFT(Method):
+    """conf/method/sft.yaml."""
+
+    loss_on: Literal["completion", "all"]
+
+    def arguments(self) -> dict[str, Any]:
+        """None: which tokens are in the loss is a matter of the data."""
+        return {}
+
+
+PairLoss = Literal[
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "apo_zero", "apo_down", "simpo", "orpo"
+]
+Smoothing = Annotated[float, Range(0, 0.5, (0.5,))]
+
+
+class DPO(Method):
+    """conf/method/dpo.yaml."""
+
+    loss: PairLoss
+    beta: Above0
+    label_smoothing: Smoothing
+    gamma: From0
+    sft_weight: From0
+    reference: Text | None
+    cache_dir: Text
+
+
+class Reward(Method):
+    """conf/method/reward.yaml."""
+
+    label_smoothing: Smoothing
+    center_rewards_coefficient: From0
+
+
+class Toxicity(Method):
+    """conf/method/toxicity.yaml."""
+
+    objective: Literal["classification", "pairwise"]
+    class_weights: ClassWeights
+    threshold_by: Literal["accuracy", "balanced_accuracy", "f1"]
+    kinds: Annotated[dict[str, Text], Fact("method.objective= chooses the kind of data")]
+
+    def arguments(self) -> dict[str, Any]:
+        """Without `kinds`, by which the configuration finds the kind of data."""
+        return {key: value for key, value in super().arguments().items() if key != "kinds"}
+
+
+METHODS: dict[str, type[Method]] = {"sft": SFT, "dpo": DPO, "reward": Reward, "toxicity": Toxicity}
+
+
+def _method(values: Any) -> str:
+    name = values.get("name") if isinstance(values, dict) else getattr(values, "name", None)
+    return name if name in METHODS else "own"
+
+
+AnyMethod = Annotated[
+    Annotated[SFT, Tag("sft")]
+    | Annotated[DPO, Tag("dpo")]
+    | Annotated[Reward, Tag("reward")]
+    | Annotated[Toxicity, Tag("toxicity")]
+    | Annotated[Method, Tag("own")],
+    Discriminator(_method),
+]
+
+Target = Annotated[Text, Field(alias="_target_"), Fact("the option of its group chooses it")]
+
+
+class Optimizer(Section):
+    """`optimizer` in conf/train.yaml."""
+
+    lr: From0
+    weight_decay: From0
+    betas: Betas
+    eps: From0
+    max_grad_norm: From0
+
+
+class Schedule(Section):
+    """`schedule` in conf/train.yaml."""
+
+    name: Literal["cosine", "linear", "constant"]
+    warmup: Amount
+
+
+class Strategy(Open):
+    """One of Lightning's, with its arguments."""
+
+    target: Target
+    save_distributed_checkpoint: Annotated[bool, Fact("a checkpoint is one file, whatever the trainer")] = False
+
+
+class Trainer(Open):
+    """Arguments of Lightning's Trainer; a file of the user's own may have others of its arguments."""
+
+    target: Target
+    accelerator: Text
+    devices: Devices
+    num_nodes: Count
+    strategy: Text | Strategy
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+    max_epochs: Count
+    max_steps: Annotated[int, Range(-1, without=(0,), whole_above=-2)]
+    val_check_interval: Annotated[int | float, Range(0, without=(0,), whole_above=1)]
+    limit_val_batches: Amount
+    log_every_n_steps: Count
+    enable_progress_bar: bool
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are sharded, as by conf/trainer/fsdp.yaml."""
+        return isinstance(self.strategy, Strategy)
+
+
+class Part(Open):
+    """A callback or a logger: a class, or a function that makes one, and its arguments."""
+
+    target: Target
+
+
+class Samples(Part):
+    """`aira.callbacks.samples`."""
+
+    questions: list[Text]
+    every_n_steps: Count
+    max_new_tokens: Count
+    exact_match: CountOr0
+
+
+class Scores(Part):
+    """`aira.callbacks.scores`."""
+
+    count: Count
+
+
+class Emissions(Part):
+    """`aira.callbacks.emissions`."""
+
+    country: Text
+
+
+class Checkpoint(Part):
+    """`aira.callbacks.checkpoint`."""
+
+    every_n_train_steps: Count
+    monitor: Text
+    mode: Least
+
+
+class Callbacks(BaseModel):
+    """Those of conf/callbacks/default.yaml, each of which may be left out, and the user's own."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Part]
+
+    samples: Samples | None = None
+    scores: Scores | None = None
+    throughput: Part | None = None
+    emissions: Emissions | None = None
+    checkpoint: Checkpoint | None = None
+
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """The settings of each; checkpoints come last, so that they have what the others counted."""
+        found = _settings_of(self)
+        return found | {"checkpoint": found.pop("checkpoint")} if "checkpoint" in found else found
+
+
+class Wandb(Part):
+    """conf/logger/wandb.yaml."""
+
+    project: Text
+    group: Text | None
+    tags: list[Text]
+    upload_export: bool
+
+
+class Loggers(BaseModel):
+    """Those of conf/logger, and the user's own."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Part]
+
+    wandb: Wandb | None = None
+
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """The settings of each."""
+        return _settings_of(self)
+
+
+def _settings_of(parts: BaseModel) -> dict[str, dict[str, Any]]:
+    return {key: part.model_dump(by_alias=True) for key, part in parts if part}
+
+
+Space = dict[str, Annotated[Text, Rule("choice(…), interval(…) or tag(log, interval(…))", "'choice(8,16)'")]]
+
+
+class Sweep(Section):
+    """A search; nothing of it is there where `sweep=none`."""
+
+    target: Target
+    metric: Text
+    mode: Least
+    space: Space
+    spaces: dict[str, Space]
+    trials: Count = 1  # these are of one of the two alone, and are handed on where they are set
+    prune: bool = False
+    project: Text = "aira"
+    search: Literal["bayes", "random", "grid"] = "bayes"
+
+
+class NoSweep(Section):
+    """`sweep=none`."""
+
+
+# The commands
+
+
+class Settings(Section):
+    """What every command has."""
+
+    debug: bool
+
+
+class Train(Settings):
+    """conf/train.yaml."""
+
+    language: Language
+    data: Data
+    model: Model
+    method: AnyMethod
+    trainer: Trainer
+    callbacks: Callbacks
+    logger: Loggers
+    sweep: Annotated[
+        Annotated[Sweep, Tag("sweep")] | Annotated[NoSweep, Tag("none")],
+        Discriminator(lambda value: "sweep" if value else "none"),
+    ]
+    optimizer: Optimizer
+    schedule: Schedule
+    seed: Seed
+    ckpt_path: Text | None
+    export: Literal["last", "best"]
+    output_dir: Text
+    overwrite: bool
+    cache_dir: Text
+
+
+class Located(Section):
+    """Where a model is found."""
+
+    path: Text
+    revision: Text | None
+    trust_remote_code: bool
+
+
+def _model(values: Any) -> str:
+    named = "name" in values if isinstance(values, dict) else isinstance(values, Model)
+    return "named" if named else "located"
+
+
+class Suite(Section):
+    """conf/eval."""
+
+    name: Annotated[Text, Fact("eval=<name> chooses a suite")]
+    tasks: list[Text]
+    num_fewshot: dict[str, CountOr0]
+    not_averaged: list[Text]
+    data_dir: Text | None
+    limit: Count | None
+    chat_template: bool
+    max_length: Length | None
+    tokens_per_row: Count
+    precision: Literal["32-true", "bf16-mixed"]
+    high_score: HighScore | None
+    published: list[Text]
+
+
+class Evaluate(Settings):
+    """conf/evaluate.yaml."""
+
+    language: Language
+    model: Annotated[Annotated[Model, Tag("named")] | Annotated[Located, Tag("located")], Discriminator(_model)]
+    models: list[Text]
+    compare: list[Text]
+    eval: Suite
+    logger: Loggers
+    device: Text
+    seed: Seed
+    country: Text
+    output_dir: Text
+    overwrite: bool
+    cache_dir: Text
+
+
+class Guard(Section):
+    """`guard` of a chat."""
+
+    threshold: Between | None
+    threshold_logit: Finite | None
+    reads: Literal["answer", "exchange"]
+    high_score: HighScore | None
+
+
+class Answering(Settings):
+    """What a chat and the sampling of answers share."""
+
+    language: Language
+    chat_model: Text
+    reward_model: Text
+    toxicity_model: Text
+    n: Count
+    temperature: From0
+    top_k: CountOr0
+    top_p: Probability
+    repetition_penalty: Annotated[float, Range(0.01, 100)]
+    max_new_tokens: Count
+    guard: Guard
+    seed: Seed
+    device: Text
+    tokens_per_row: Count
+    output_dir: Text
+
+
+class Demo(Section):
+    """`demo` in conf/chat.yaml."""
+
+    host: Text
+    hosts: list[Text] | None
+    port: Annotated[int, Range(0, 65535, whole_above=-1)] | None
+    max_characters: Count
+    max_waiting: Count
+
+
+class Searched(Section):
+    """`data` in conf/chat.yaml."""
+
+    path: Text
+    split: Text
+    columns: Columns | None
+
+
+class Chat(Answering):
+    """conf/chat.yaml."""
+
+    default_message: Text | None
+    prompt: str | None
+    input: Text | None
+    output: Text | None
+    demo: Demo
+    data: Searched
+
+
+class RejectionSampling(Answering):
+    """conf/rejection_sampling.yaml."""
+
+    prompts: Text
+    split: Text
+    column: Text
+    max_prompts: Count | None
+    output: Text
+    min_margin: From0
+    prompts_per_part: Count
+    cache_dir: Text
+
+
+class Stage(Section):
+    """A stage of a pipeline."""
+
+    command: Text
+    minutes: From0 | None
+    overrides: list[Text]
+    models: list[Text] = Field(default=[])
+
+
+class Stages(Open):
+    """A file of conf/pipeline; its further keys are for its own overrides to refer to."""
+
+    name: Text
+    stages: dict[str, Stage]
+
+
+class Pipeline(Settings):
+    """conf/pipeline.yaml."""
+
+    language: Language
+    pipeline: Stages
+    output: Text
+    skip: list[Text]
+    dry_run: bool
+
+
+class Push(Settings):
+    """conf/push.yaml."""
+
+    run: Text
+    repo: Text
+    private: bool
+    push: bool
+
+
+class Report(Settings):
+    """conf/report.yaml."""
+
+    runs: Text | list[Text]
+    output: Text | None
+    title: Text | None
+    wandb: bool
+    entity: Text | None
+    project: Text
+
+
+COMMANDS: dict[str, type[Settings]] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "chat": Chat,
+    "pipeline": Pipeline,
+    "push": Push,
+    "report": Report,
+    "rejection_sampling": RejectionSampling,
+}
+"""What the configurations of conf/<name>.yaml are."""

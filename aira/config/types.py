@@ -1,0 +1,194 @@
+"""The types that the values of a configuration have, each with the rule that its error tells."""
+
+import functools
+import math
+import operator
+from fnmatch import fnmatchcase
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+
+class Range(NamedTuple):
+    """What a number may be; NaN and infinity are in none."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    without: tuple[float, ...] = ()  # ends that are outside, or a number between them
+    whole_above: float = math.inf  # a number above this is a count, and so whole
+
+    def __contains__(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            return False
+        whole = isinstance(value, int) or value <= self.whole_above
+        return whole and self.low <= value <= self.high and value not in self.without
+
+    def __str__(self) -> str:
+        if len(self.without) == 2:
+            bounds = [f"between {self.low:g} and {self.high:g}"]
+        else:
+            low = f"above {self.low:g}" if self.low in self.without else f"of at least {self.low:g}"
+            high = f"below {self.high:g}" if self.high in self.without else f"at most {self.high:.10g}"
+            bounds = [low] * math.isfinite(self.low) + [high] * math.isfinite(self.high)
+        bounds += [f"not {value:g}" for value in self.without if value not in (self.low, self.high)]
+        fraction = f"; above {self.whole_above:g} it is a count, and so whole"
+        kind = "a whole number" if self.whole_above < 0 else "a number"
+        return " ".join([kind, " and ".join(bounds)]).rstrip() + fraction * (0 <= self.whole_above < math.inf)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Called by pydantic where a range stands in an `Annotated`."""
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def check(self, value: float) -> float:
+        """The value, where it is in the range."""
+        if value not in self:
+            raise PydanticCustomError("range", "out of range")
+        return value
+
+
+class Rule(NamedTuple):
+    """In words, what a value may be whose type does not say it well; `such` is a valid one."""
+
+    words: str
+    such: str = ""
+
+
+class Fact(NamedTuple):
+    """A key that the chosen option sets, and not the user."""
+
+    instead: str
+
+
+Count = Annotated[int, Range(1, whole_above=-1)]
+CountOr0 = Annotated[int, Range(0, whole_above=-1)]
+Length = Annotated[int, Range(2, whole_above=-1)]
+Finite = Annotated[float, Range()]
+From0 = Annotated[float, Range(0)]
+Above0 = Annotated[float, Range(0, without=(0,))]
+Probability = Annotated[float, Range(0, 1)]
+Below1 = Annotated[float, Range(0, 1, (1,))]
+Between = Annotated[float, Range(0, 1, (0, 1))]
+Seed = Annotated[int, Range(0, 2**32 - 1, whole_above=-1)]
+Amount = Annotated[int | float, Range(0, whole_above=1)]
+"""A fraction, or a number of steps or batches."""
+
+
+def _only(value: Any, right: bool) -> Any:
+    """The value, where it is right."""
+    if not right:
+        raise PydanticCustomError("value", "wrong")
+    return value
+
+
+def _text(value: str) -> str:
+    return str(_only(value, value != ""))
+
+
+def _two(betas: list[float]) -> list[float]:
+    _only(betas, len(betas) == 2)
+    return betas
+
+
+Betas = Annotated[
+    list[Below1], AfterValidator(_two), Rule("a list of two numbers of at least 0 and below 1", "[0.9,0.999]")
+]
+Text = Annotated[str, AfterValidator(_text)]
+"""Text that is not empty."""
+
+
+def _column(value: Any) -> Any:
+    names = value if isinstance(value, list) else [value]
+    return _only(value, bool(names) and all(isinstance(name, str) and name for name in names))
+
+
+Columns = Annotated[
+    dict[str, Annotated[Any, AfterValidator(_column)]],
+    Rule("a mapping to a column or a list of them (a number needs quotes)", "'{prompt: question}'"),
+]
+
+
+def _class(value: Any) -> Any:
+    return _only(value, value is None or (type(value) is int and value in (0, 1)))
+
+
+Labels = Annotated[
+    dict[Any, Annotated[Any, AfterValidator(_class)]],
+    Rule("a mapping in which 1 is toxic, 0 not, and null leaves out", "'{OFF: 1, NOT: 0, UNSURE: null}'"),
+]
+
+
+def _devices(value: Any) -> Any:
+    several = isinstance(value, list) and len(value) > 0 and all(part in Range(0, whole_above=-1) for part in value)
+    right = value == "auto" or value in Range(1, whole_above=-1) or (several and len(set(value)) == len(value))
+    return _only(value, right)
+
+
+Devices = Annotated[
+    Any, AfterValidator(_devices), Rule("a number from 1 on, or auto, or a list of GPUs such as [0,1]", "auto")
+]
+
+
+def _class_weights(value: Any) -> Any:
+    pair = isinstance(value, list) and len(value) == 2 and all(weight in Range(0, without=(0,)) for weight in value)
+    return _only(value, pair or value in (None, "balanced"))
+
+
+ClassWeights = Annotated[
+    Any, AfterValidator(_class_weights), Rule("null, balanced, or [harmless, toxic] above 0", "balanced")
+]
+
+SIZES = ("n_*", "num_*", "*_size", "*_dim", "max_position_embeddings")
+"""What of a model's configuration is a count."""
+
+
+def _sizes(config: dict[str, Any]) -> dict[str, Any]:
+    for name, value in config.items():
+        sized = any(fnmatchcase(name, pattern) for pattern in SIZES)
+        allowed = Range(1, whole_above=-1) if sized else Range()
+        if value not in allowed and ((sized and value is not None) or isinstance(value, float)):
+            raise PydanticCustomError("inside", "wrong", {"key": name, "value": value, "rule": str(allowed)})
+    return config
+
+
+Architecture = Annotated[dict[str, Any], AfterValidator(_sizes)]
+"""Arguments of a configuration of Transformers."""
+
+
+def parts(annotation: Any) -> tuple[Any, list[Any], bool]:
+    """A type without its wrapping, what is said of it, and whether it may be null."""
+    said: list[Any] = []
+    nullable = False
+    while True:
+        if get_origin(annotation) is Annotated:
+            annotation, *more = get_args(annotation)
+            said += more
+        elif get_origin(annotation) in (Union, UnionType) and NoneType in get_args(annotation):
+            nullable = True
+            others = [each for each in get_args(annotation) if each is not NoneType]
+            annotation = functools.reduce(operator.or_, others)
+        else:
+            return annotation, said, nullable
+
+
+def rule(annotation: Any) -> str:
+    """What a value of a type must be, in words."""
+    kind, said, nullable = parts(annotation)
+    null = "null, or " if nullable else ""
+    for each in said:
+        if isinstance(each, Rule):
+            return null + each.words
+        if isinstance(each, Range):
+            return null + str(each)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(['null'] * nullable + [str(choice) for choice in get_args(kind)])}"
+    if get_origin(kind) in (Union, UnionType):
+        return null + ", or ".join(dict.fromkeys(rule(each) for each in get_args(kind)))
+    if kind is bool:
+        return null + "true or false"
+    if get_origin(kind) is list:
+        return f"{null}a list, each of it {rule(get_args(kind)[0])}"
+    if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return null + "a mapping: {name: value}"
+    return null + {str: "text (a number needs quotes)", int: "a whole number", float: "a number"}.get(kind, "any value")
