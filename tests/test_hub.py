@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -54,6 +55,14 @@ def test_a_hub_that_does_not_answer(hub, server, capsys, address, key):
     assert time.time() - started < 4
     assert capsys.readouterr().err.count("cannot be reached") == 1
     assert os.environ["HF_HUB_OFFLINE"] == "1"  # for processes of the run
+
+
+def test_a_name_that_is_looked_up_without_end(hub, monkeypatch):
+    """Catches a wait that only the request bounds, and not what comes before it."""
+    monkeypatch.setattr(aira.hub, "get_session", lambda: SimpleNamespace(head=lambda *_, **__: time.sleep(60)))
+    started = time.time()
+    reach_hub()
+    assert time.time() - started < 10 and constants.HF_HUB_OFFLINE
 
 
 @pytest.mark.parametrize("status", ["200 OK", "401 Unauthorized", "503 Service Unavailable"])

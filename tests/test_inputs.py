@@ -11,8 +11,9 @@ from tests.chat.test_command import FILES
 from tests.chat.test_gate import REQUESTS
 from tests.data.test_control import HIDDEN, SAID
 from tests.data.test_folders import FOLDERS, REFUSED_FOLDERS
-from tests.data.test_pairs_and_labels import NAMES, SAME, UNLABELLED
+from tests.data.test_pairs_and_labels import HINTS, NAMES, SAME, UNLABELLED
 from tests.data.test_rows import READ, REFUSED
+from tests.data.test_sources import LAYOUTS
 from tests.evaluation.test_no_number import PARTS, ROWS
 from tests.models.test_damaged import DAMAGE, USED
 from tests.reports.test_page import ODD, STRANGE
@@ -40,6 +41,8 @@ KINDS = (
     ),
     Kind("folders that say no split, or two", "refused, with the names", REFUSED_FOLDERS, "data/test_folders.py"),
     Kind("names of classes", "read by the names, or refused", NAMES, "data/test_pairs_and_labels.py"),
+    Kind("labels that nobody knows", "refused, with a command", HINTS, "data/test_pairs_and_labels.py"),
+    Kind("columns that fit several layouts", "told once", LAYOUTS, "data/test_sources.py"),
     Kind("cells without a label", "the row is dropped and counted", UNLABELLED, "data/test_pairs_and_labels.py"),
     Kind(
         "one prompt in two forms", "one prompt: never on both sides of a split", SAME, "data/test_pairs_and_labels.py"

@@ -54,7 +54,9 @@ def _check(settings: Chat) -> None:
     if settings.input and settings.prompt is not None:
         raise AiraError("prompt= answers one message and input= a file: give one of them.")
     if "--json" in sys.argv and settings.prompt is None:
-        raise AiraError('--json is for one message: prompt="…" --json. A file is answered as JSON Lines by itself.')
+        raise AiraError(
+            '--json is for one message: prompt="Who are you?" --json. A file is answered as JSON Lines by itself.'
+        )
 
 
 def _rows(file: Path) -> Iterator[list[dict[str, str]]]:
@@ -67,6 +69,8 @@ def _rows(file: Path) -> Iterator[list[dict[str, str]]]:
     for number, line in enumerate(whole.removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
+            if {"prompt", "messages"} <= {key for key in row if row[key]}:
+                raise AiraError(f"{file}, row {number}: it has both a prompt and messages. Leave one of them out.")
             messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
             fine = messages[-1]["role"] == "user" and all(one["content"].strip() for one in messages)
             fine &= {one["role"] for one in messages} <= {"system", "user", "assistant"}

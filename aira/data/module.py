@@ -25,6 +25,7 @@ from aira.data.schemas import (
     Example,
     asked_key,
     last_key,
+    left_aside,
     mapped_columns,
     named_classes,
     pick,
@@ -181,6 +182,8 @@ class DataModule(pl.LightningDataModule):
                 parts=source.parts.get(name, ()),
                 num_proc=num_proc,
             )
+            aside = left_aside(kind, rows.column_names, columns, path)
+            self.said += [line for line in aside if line not in self.said]
             index, said = usable(encoded, f"{path} ({name})", source.parts.get(name, ()))
             self.said += said
             if not len(index):

@@ -103,7 +103,8 @@ def _conversion(file: Path, encoding: str) -> str:
     name = shlex.quote(str(file))
     to = f"iconv -f {encoding} -t UTF-8"
     command = f"gzip -dc {name} | {to}" if file.suffix.lower() == ".gz" else f"{to} {name}"
-    return f"`{command} > <a new file>` converts it."
+    new = file.with_name(f"{file.name.partition('.')[0]}.utf8{''.join(file.suffixes).removesuffix('.gz')}")
+    return f"`{command} > {shlex.quote(str(new))}` converts it."
 
 
 REASONS = {

@@ -4,13 +4,16 @@ import contextlib
 import hashlib
 import json
 import re
+import shlex
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from datasets import ClassLabel
+from datasets import ClassLabel, Dataset
 
+from aira.config.overrides import parse_override
 from aira.errors import AiraError, nearest
+from aira.files import override
 
 Message = dict[str, str]
 Row = dict[str, Any]
@@ -30,6 +33,18 @@ LABELS: dict[str, int | None] = {
 """The labels that need no `data.labels`, in lower case."""
 
 
+ALIASES = {
+    "prompt": ("question", "instruction", "input", "query", "user"),
+    "completion": ("answer", "response", "output", "reply", "assistant"),
+    "conversations": ("messages", "conversation", "turns", "dialogue", "dialog"),
+    "chosen": ("preferred", "better", "accepted"),
+    "rejected": ("dispreferred", "worse", "refused"),
+    "text": ("comment", "comment_text", "sentence", "tweet", "content", "message"),
+    "label": ("class", "category", "target", "toxic", "toxicity"),
+}
+"""What others call a column."""
+
+
 class Example(NamedTuple):
     """A row in one form for all kinds of data."""
 
@@ -45,6 +60,10 @@ class BadRow(Exception):
     def reason(self) -> str:
         """What dropped rows are counted by."""
         return reason_in(str(self))
+
+
+class UnknownLabel(AiraError):
+    """A label that is none of two classes; see `labels_hint`."""
 
 
 def reason_in(problem: str) -> str:
@@ -263,16 +282,52 @@ def label(value: Any, known: Mapping[str, int | None]) -> int:
     if name not in known:
         if _unlabelled(value):
             raise BadRow("empty label, or -1")
-        named = value if re.fullmatch(r"[\w.+-]{1,40}", str(value)) else "<label>"
-        raise AiraError(
-            f"the label {short(value)} is neither toxic nor harmless. Known are {', '.join(known)}; "
-            f"data.labels='{{{named}: 1, …: 0}}' says what others mean (1 is toxic, 0 is not, null leaves rows "
-            "out), and data.columns='{label: [column, column]}' makes one label of several columns."
-        )
+        raise UnknownLabel(f"the label {short(value)} is neither toxic nor harmless. Known are {', '.join(known)}.")
     found = known[name]
     if found is None:
         raise BadRow(f"data.labels leaves out {short(value)}")
     return found
+
+
+MOST_LABELS = 8
+"""Labels that are named in a hint."""
+
+
+def labels_hint(
+    rows: Dataset, column: str, labels: Mapping[str, int | None] | None, names: Mapping[str, Sequence[str]]
+) -> str:
+    """How a user says what labels mean that nobody knows: an override with the labels that are there.
+
+    Args:
+        column: of the labels, as of `mapped_columns`.
+        labels, names: as of `read_example`.
+    """
+    user, cells = class_names(labels), []
+    top = rows.select_columns(column if column in rows.column_names else column.split(".")[0])
+    for row in top.take(min(len(top), 100_000)):
+        with contextlib.suppress(BadRow):
+            cells.append(pick(row, column))
+    named = [_named(cell, names.get(column), user) for cell in cells]
+    known = LABELS | user
+    texts = dict.fromkeys(str(value).strip() for value in named if not _unlabelled(value))
+    unknown = [name for name in texts if _text_of(name) not in known and _class_name(name) not in known]
+    written = [re.sub(r"[\\()\[\]{}:=,]| (?= |$)", r"\\\g<0>", name) for name in unknown]
+    fine = [key for key, name in zip(written, unknown, strict=True) if len(name) <= 40 and _can_be_typed(key, name)]
+    pairs = ", ".join(f"{key}: {int(i == 0)}" for i, key in enumerate(fine[:MOST_LABELS]))
+    such = f" Such as {shlex.quote(f'data.labels={{{pairs}}}')}, with the numbers as they are meant." if pairs else ""
+    more = f" {len(unknown)} labels are not known." if len(unknown) > MOST_LABELS else ""
+    if len(fine) < len(unknown):
+        more += " One that Hydra cannot read there, as with a quote, is set in a file (docs/extending.md)."
+    return f"data.labels says what others mean: 1 is toxic, 0 is not, null leaves rows out.{such}{more}"
+
+
+def _can_be_typed(key: str, name: str) -> bool:
+    """Whether Hydra reads a key of a mapping as this name."""
+    try:
+        found = parse_override(f"data.labels={{{key}: 1}}").value()
+    except AiraError:
+        return False
+    return isinstance(found, dict) and [_text_of(one) for one in found] == [_text_of(name)]
 
 
 def _unlabelled(value: Any) -> bool:
@@ -383,6 +438,25 @@ SCHEMAS = {
 }
 
 
+def _fitting(kind: str, available: list[str], columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The mappings of the layouts that the columns have; those with most of the names that the user maps first."""
+    mappings = [{name: columns.get(name, name) for name in names} for names in SCHEMAS[kind].columns]
+    found = [one for one in mappings if all(reachable(column, available) for column in one.values())]
+    return sorted(found, key=lambda one: -len(one.keys() & columns.keys()))
+
+
+def left_aside(kind: str, available: list[str], columns: Mapping[str, Any] | None, source: str) -> list[str]:
+    """A sentence on which columns are read, and which are not, where they fit more than one layout."""
+    fitting = _fitting(kind, available, columns or {})
+    read = [str(column) for column in fitting[0].values()] if fitting else []
+    others = [str(column) for one in fitting[1:] for column in one.values()]
+    others += ["messages"] * (kind != "labelled" and "messages" in available)
+    unread = [column for column in dict.fromkeys(others) if column not in read]
+    if not unread:
+        return []
+    return [f"{source}: read as {', '.join(read)}; left aside: {', '.join(unread)}. data.columns chooses others."]
+
+
 def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | None, source: str) -> dict[str, Any]:
     """The mapping from a kind's column names to those of the data.
 
@@ -400,11 +474,9 @@ def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | No
     for name in columns:
         if name not in known:
             raise AiraError(f"data.columns: {kind} data has no {name}. {nearest(name, sorted(known))}")
-    for names in schema.columns:
-        mapping = {name: columns.get(name, name) for name in names}
-        if all(reachable(column, available) for column in mapping.values()):
-            optional = {name: columns.get(name, name) for name in schema.optional}
-            return mapping | {name: column for name, column in optional.items() if reachable(column, available)}
+    if fitting := _fitting(kind, available, columns):
+        optional = {name: columns.get(name, name) for name in schema.optional}
+        return fitting[0] | {name: column for name, column in optional.items() if reachable(column, available)}
     printed = [name if name.isprintable() and name == name.strip() else repr(name) for name in available]
     shown = ", ".join(printed[:20]) + (f" and {len(printed) - 20} more" if len(printed) > 20 else "")
     for name, column in columns.items():
@@ -412,9 +484,35 @@ def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | No
             raise AiraError(f"data.columns: {name} is mapped to {column}, and {source} has the columns {shown}.")
     valid = " or ".join("{" + ", ".join(names) + "}" for names in schema.columns)
     raise AiraError(
-        f"{source} has the columns {shown}, and {kind} data needs {valid}. "
-        f"Map them: data.columns='{{{schema.columns[0][0]}: <column>, …}}'."
+        f"{source} has the columns {shown}, and {kind} data needs {valid}.{_mapping_hint(schema.columns, available)}"
     )
+
+
+def _mapping_hint(layouts: Sequence[Sequence[str]], available: Sequence[str]) -> str:
+    """A mapping of the columns that are there, by what others call them, or in their order."""
+    by_name = [{name: _called(name, available) for name in names} for names in layouts]
+    found = next((one for one in by_name if None not in one.values()), None)
+    if found is None:
+        taken = {column for column in by_name[0].values() if column}
+        rest = iter([column for column in available if column not in taken])
+        found = {name: column or next(rest, None) for name, column in by_name[0].items()}
+    pairs = [(name, column) for name, column in found.items() if column != name]
+    if not all(column for _, column in pairs):
+        return ""
+    mapping = ", ".join(f"{name}: {_value(str(column))}" for name, column in pairs)
+    return f" Map them, such as {shlex.quote(f'data.columns={{{mapping}}}')}."
+
+
+def _value(column: str) -> str:
+    """The name of a column as Hydra reads it in a mapping."""
+    plain = re.fullmatch(r"(?!(null|true|false|nan|inf)$)[a-z]\w*", column, re.ASCII | re.IGNORECASE)
+    return column if plain else override("", column).removeprefix("=")
+
+
+def _called(name: str, available: Sequence[str]) -> str | None:
+    """The column that others have under another name; of the name itself where it is there."""
+    names = (name, *ALIASES.get(name, ()))
+    return next((column for one in names for column in available if column.casefold() == one), None)
 
 
 def read_example(

@@ -23,7 +23,9 @@ from aira.data.control import BROKEN, as_text
 from aira.data.schemas import (
     BadRow,
     Message,
+    UnknownLabel,
     class_names,
+    labels_hint,
     last_key,
     mapped_columns,
     named_classes,
@@ -351,7 +353,7 @@ def tokenize(
         except BadRow as problem:
             return {**UNUSABLE, "problem": str(problem)}
         except AiraError as error:
-            raise AiraError(f"{source}, {place(parts, index)}: {error}") from error
+            raise type(error)(f"{source}, {place(parts, index)}: {error}") from error
         keys = {"prompt": prompt_key(example), "last": last_key(example)}
         return encoded | keys | {"labels": list(example.labels), "margin": example.margin}
 
@@ -397,6 +399,8 @@ def tokenize(
                 if no_room(error):
                     raise
             return mapped(load_from_cache_file=False)  # the kept table is damaged, or ends early
+    except UnknownLabel as error:
+        raise AiraError(f"{error} {labels_hint(rows, mapping['label'], labels, names)}") from error
     except OSError as error:
         if not no_room(error):
             raise

@@ -110,7 +110,7 @@ def load_config(
     if bare and not config:
         raise AiraError(
             f"{path} has no config.json, so there is no model in it yet. A run's folder, or its export, has one: "
-            "train first (aira train), and then model.path=outputs/<date>/<run>."
+            "train first (aira train), and give what it says after `Export`."
         )
     fresh = bare and bool(config)
     with explained(path):

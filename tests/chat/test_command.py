@@ -159,6 +159,8 @@ FILES = [
     (b'{"prompt": "a"}\n\n{"prompt": "b"}\n', "row 2"),
     (b'{"prompt": ["a"]}\n', "row 1"),
     (b'{"prompt": " "}\n', "row 1"),
+    (b'{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}\n', "row 1: it has both a prompt and messages"),
+    (b'{"prompt": null, "messages": [{"role": "user", "content": "b"}]}\n', "b"),
     (b'{"messages": "Hi"}\n', "row 1"),
     (b'{"messages": [{"role": ["user"], "content": "Hi"}]}\n', "row 1"),
     (b'{"messages": [{"role": "x", "content": "Hi"}, {"role": "user", "content": "Hi"}]}\n', "row 1"),

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shlex
 
 import numpy as np
 import pytest
@@ -252,19 +253,45 @@ def test_labels():
     assert label([1, None], LABELS) == label([-1, "1"], LABELS) == label(-1, {"-1": 1}) == 1
     for given, cell in (({-1: 0}, "-1.0"), ({-1.0: 0}, "-1"), ({"00": 0, "0": 1}, "00"), ({"None": 0}, "none")):
         assert label(cell, LABELS | class_names(given)) == 0, (given, cell)
-    for value, advice in {
-        "isn't": "<label>",
-        "a: b": "<label>",
-        "x " * 9000: "<label>",
-        "NA": "NA",
-        0.5: "0.5",
-    }.items():
-        with pytest.raises(AiraError) as caught:  # what is said to be typed can be typed
-            label(value, LABELS)
-        assert f"data.labels='{{{advice}: 1, …: 0}}'" in str(caught.value) and len(str(caught.value)) < 500
     with pytest.raises(BadRow, match="leaves out 'Unsure'"):
         label("Unsure", {**LABELS, "unsure": None})
     assert labelled({"harmless": "a", "harmful": "b"}).labels == [0, 1]
+
+
+HINTS = {
+    "numbers": ([0, 1, 2, 3], "{2: 1, 3: 0}"),
+    "words": (["offensive", "neutral", "Hate"], "{offensive: 1, neutral: 0, Hate: 0}"),
+    "a fraction": ([0, 0.5, 1], "{0.5: 1}"),
+    "not there": (["NA", "spam", None, ""], "{NA: 1, spam: 0}"),
+    "words with spaces and signs": (["not hate", "a: b", "x,y", "c=d", "(e)", "[f]", "-g", "a/b"], None),
+    "a path": (["a.b", "c-d", "e_f"], "{a.b: 1, c-d: 0, e_f: 0}"),
+    "two that cannot be typed": (["isn't", "t\u00f3xico", "ham", "spam"], "{ham: 1, spam: 0}"),
+    "none that can be typed": (["isn't", 'so "called"'], ""),
+    "a book": (["x " * 9000, "ham", "spam"], "{ham: 1, spam: 0}"),
+    "many": ([f"class-{i}" for i in range(20)], None),
+}
+
+
+@pytest.mark.parametrize("found, hint", HINTS.values(), ids=HINTS)
+def test_a_hint_on_labels_can_be_typed(write, load, found, hint):
+    """Catches a command in a message that a shell or Hydra reads otherwise than it was meant."""
+    rows = [{"text": f"text {i}", "label": found[i % len(found)]} for i in range(4 * len(found))]
+    data = ["method=toxicity", f"data.path={write('a.jsonl', rows)}"]
+    with pytest.raises(AiraError, match="neither toxic nor harmless") as caught:
+        load(*data)
+    said = str(caught.value)
+    assert "row" in said and "…" not in said.partition("data.labels says")[2] and len(said) < 800
+    if hint == "":
+        assert "docs/extending.md" in said and "Such as" not in said
+        return
+    typed = shlex.split(said.partition(" Such as ")[2].partition(", with the numbers")[0])[0]
+    assert hint is None or typed == f"data.labels={hint}"
+    cannot = [one for one in found if one in ("isn't", "t\u00f3xico", "x " * 9000)]
+    if len(found) == 20 or cannot:  # the next ones are named then
+        with pytest.raises(AiraError, match="neither toxic nor harmless"):
+            load(*data, typed)
+    else:
+        assert len(load(*data, typed).train)
 
 
 def test_labels_of_a_user(write, load):

@@ -215,7 +215,7 @@ REFUSED = {
     ),
     "compressed UTF-16": ("a.csv.gz", gzip.compress("a\n".encode("utf-16")), ["gzip -dc ", " | iconv -f UTF-16"]),
     "compressed Latin-1": ("a.csv.gz", gzip.compress(b"a\n\xe9\n"), ["line 2", "gzip -dc ", " | iconv -f LATIN1"]),
-    "Latin-1 in a name with a space": ("a b.csv", b"a\n\xe9\n", ["line 2", "/a b.csv' > <a new file>"]),
+    "Latin-1 in a name with a space": ("a b.csv", b"a\n\xe9\n", ["line 2", "/a b.csv' > ", "/a b.utf8.csv'"]),
     "Latin-1 with CR alone": ("a.csv", b"a\rx\r\xe9\r", ["line 3", "not UTF-8"]),
     "a zero byte": ("a.csv", "a,b\n1,x\n2,\0\n", ["line 3", "a byte is zero"]),
     "Latin-1": ("a.csv", "a,b\n1,x\n2,é\n".encode("latin-1"), ["line 3", "not UTF-8", "iconv"]),

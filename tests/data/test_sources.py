@@ -5,7 +5,9 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 from datasets import load_dataset
@@ -13,7 +15,7 @@ from datasets import load_dataset
 from aira.config.compose import compose_config
 from aira.config.record import plain
 from aira.data import sources
-from aira.data.schemas import BadRow, conversation, mapped_columns, pick
+from aira.data.schemas import BadRow, conversation, left_aside, mapped_columns, pick
 from aira.data.sources import read
 from aira.errors import AiraError
 from tests.data.conftest import HUB, conversations
@@ -169,6 +171,79 @@ def test_wrong_columns(write, module):
         module(path, columns={"prompt": "question", "completion": "answr"})
     with pytest.raises(AiraError, match=r"instruction data has no promt\. Did you mean 'prompt'"):
         module(path, columns={"promt": "question", "completion": "answer"})
+
+
+@pytest.mark.parametrize(
+    "row, typed",
+    [
+        ({"question": "a", "answer": "b"}, "{prompt: question, completion: answer}"),
+        ({"Output": "b", "Input": "a"}, "{prompt: Input, completion: Output}"),
+        ({"id": 3, "messages": [{"role": "user", "content": "a"}] * 2}, "{conversations: messages}"),
+        ({"foo bar": "a", "it's": "b"}, None),
+        ({"said": "a", "completion": "b"}, "{prompt: said}"),
+        ({"only": "a"}, ""),
+    ],
+)
+def test_a_hint_on_columns_can_be_typed(write, module, row, typed):
+    """Catches a command in a message that names no column of the data, or that Hydra reads otherwise."""
+    path = write("a.jsonl", [row] * 3)
+    with pytest.raises(AiraError) as caught:
+        module(path)
+    said = str(caught.value)
+    assert "…" not in said and "<" not in said
+    if typed == "":
+        assert "Map them" not in said
+        return
+    (override,) = shlex.split(said.partition("Map them, such as ")[2].removesuffix("."))
+    assert typed is None or override == f"data.columns={typed}"
+    columns = plain(compose_config("train", [override]))["data"]["columns"]
+    assert set(columns.values()) <= set(row)
+
+
+LAYOUTS = [
+    (
+        "instruction",
+        ["prompt", "completion", "conversations"],
+        None,
+        ["prompt, completion; left aside: conversations."],
+    ),
+    ("instruction", ["prompt", "completion", "messages"], None, ["prompt, completion; left aside: messages."]),
+    ("instruction", ["prompt", "conversations"], None, []),
+    ("instruction", ["prompt", "completion", "id"], None, []),
+    (
+        "instruction",
+        ["prompt", "completion", "messages"],
+        {"conversations": "messages"},
+        ["messages; left aside: prompt, completion."],
+    ),
+    ("preference", ["prompt", "chosen", "rejected"], None, []),
+    (
+        "preference",
+        ["prompt", "chosen", "rejected", "conversations"],
+        None,
+        ["prompt, chosen, rejected; left aside: conversations."],
+    ),
+    ("labelled", ["text", "label", "harmless", "harmful"], None, ["text, label; left aside: harmless, harmful."]),
+    ("labelled", ["text", "label", "messages"], None, []),
+]
+
+
+@pytest.mark.parametrize("kind, available, columns, said", LAYOUTS)
+def test_columns_of_two_layouts(kind, available, columns, said):
+    """Catches columns that are read in place of others without a word, or of those that the user maps."""
+    told = left_aside(kind, available, columns, "rows.jsonl")
+    assert told == [f"rows.jsonl: read as {one} data.columns chooses others." for one in said]
+    mapping = mapped_columns(kind, available, columns, "rows.jsonl")
+    assert not said or said[0].startswith(", ".join(mapping.values()))
+
+
+def test_columns_that_are_left_aside_are_told_once(write, module):
+    """Catches a line for each split, or none."""
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [{"prompt": f"q{i}", "completion": "b", "conversations": talk} for i in range(4)]
+    write("train.jsonl", rows)
+    folder = Path(write("validation.jsonl", rows)).parent
+    assert sum("left aside: conversations" in line for line in module(folder).said) == 1
 
 
 def test_mapping_prefers_what_is_there():
