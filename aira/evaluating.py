@@ -17,7 +17,7 @@ from aira.config.schema import Evaluate, Suite
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
 from aira.evaluation.measure import PURPOSES, chat, scorer
-from aira.evaluation.results import Line, class_table, compare, published, remember, table
+from aira.evaluation.results import Line, class_table, compare, other_settings, published, remember, table
 from aira.evaluation.tasks import SCORER_TASKS, check
 from aira.files import as_json, exports, matched, run_of_export, shown, without_home, write_whole
 from aira.models.export import model_card
@@ -88,18 +88,18 @@ def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
         text = without_home(as_json(results, indent=2, default=str))
         write_whole(folder / "results.json", f"{text}\n")
         lines += found
-        _remembered(path, found, suite.limit)
+        _remembered(path, found, settings, chat=purpose == "chat")
     return _told(lines + references, work, settings, written, run)
 
 
-def _remembered(path: str, lines: list[Line], limit: int | None) -> None:
+def _remembered(path: str, lines: list[Line], settings: Evaluate, chat: bool) -> None:
     """Let the run whose export was evaluated know: its evaluations.jsonl, its page and its card."""
     run = run_of_export(path)
     if run is None:
         return
     try:
         read_run(run)  # one that is no run of Aira's is left as it is
-        remember(run, lines, limit)
+        remember(run, lines, settings.eval, settings.seed, chat)
         made = read_run(run)
         write_whole(run / "report.html", page([made], made.name))
         card = model_card(made.values, made.metrics, made.environment, made.evaluations)
@@ -193,6 +193,8 @@ def _compared(settings: Evaluate, run: Path) -> list[dict[str, Any]]:
     """Tell which of two evaluations is better."""
     found = compare(settings.compare, settings.seed)
     first, second = settings.compare
+    if others := other_settings(settings.compare):
+        print(f"Not of the models alone, since the two were evaluated with other settings: {', '.join(others)}.")
     print(f"Second minus first, points with a paired 95 % interval:\n  first   {first}\n  second  {second}\n")
     for row in found:
         sure = "second is better" if row["low"] > 0 else "first is better" if row["high"] < 0 else "no difference told"

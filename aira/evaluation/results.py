@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from aira.config.schema import Suite
 from aira.errors import AiraError, nearest, reason_of
 from aira.evaluation.statistics import interval
-from aira.files import add_lines, as_json, near, write_whole
+from aira.files import add_lines, as_json, near, read_json, write_whole
 
 PUBLISHED = Path(__file__).parent / "published"
 COLUMNS = {
@@ -138,17 +139,39 @@ def _value(line: Line, column: int, tasks: Sequence[str], averaged: Sequence[str
     return None if score is None else -score.value if score.lower else score.value
 
 
-def remember(run: Path, lines: Sequence[Line], limit: int | None) -> None:
+def named(task: str, suite: Suite, seed: int, chat: bool) -> str:
+    """A task with the settings that change what its figure means, so that only figures of equal ones are compared.
+
+    Args:
+        suite: of conf/eval.
+        seed: of the rows and of the few-shot examples that are drawn.
+        chat: whether the model is a language model.
+    """
+    shots, limit, longest = suite.num_fewshot.get(task), suite.limit, suite.max_length
+    told = [
+        *([f"{shots}-shot"] if shots is not None else []),
+        *([f"{limit} rows"] if limit is not None else []),
+        *([f"{longest} tokens"] if longest is not None else []),
+        *(["chat template"] if chat and suite.chat_template else []),
+        *([f"seed {seed}"] if seed else []),
+    ]
+    return f"{task} ({', '.join(told)})" if told else task
+
+
+def remember(run: Path, lines: Sequence[Line], suite: Suite, seed: int, chat: bool) -> None:
     """Add the lines to the evaluations.jsonl of the run whose export was evaluated, a row for each line and task.
 
     Args:
-        limit: how many rows of each task were read; None for all.
+        suite, seed, chat: see `named`.
     """
     rows = []
     for line in lines:
         for task, score in line.scores.items():
-            name = task if limit is None else f"{task} ({limit} rows)"
-            row = {"task": name, "name": run.name if line.candidate else line.name, "candidate": line.candidate}
+            row = {
+                "task": named(task, suite, seed, chat),
+                "name": run.name if line.candidate else line.name,
+                "candidate": line.candidate,
+            }
             row |= {"value": score.value, "shown": str(score), "percent": score.percent, "lower": score.lower}
             rows.append(as_json(row))
     add_lines(run / "evaluations.jsonl", rows)
@@ -237,6 +260,23 @@ def compare(folders: Sequence[str], seed: int) -> list[dict[str, Any]]:
     if not found:
         raise AiraError(f"compare={list(folders)}: the two have no row of a task in common.")
     return found
+
+
+def other_settings(folders: Sequence[str]) -> list[str]:
+    """The settings in which two evaluations differ, and which change what a figure means."""
+    suites = []
+    for folder in folders:
+        found = read_json(_model_folder(folder) / "results.json")
+        try:
+            suites.append(dict(found["aira"]["config"]["eval"]))
+        except (TypeError, KeyError, ValueError):  # it may be a stranger's
+            suites.append({})
+    keys = ("num_fewshot", "chat_template", "max_length", "high_score", "precision")
+    return [
+        f"eval.{key} ({suites[0].get(key)} and {suites[1].get(key)})"
+        for key in keys
+        if suites[0].get(key) != suites[1].get(key)
+    ]
 
 
 def _rows(file: Path) -> dict[Any, dict[str, Any]]:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import wandb
@@ -14,10 +15,12 @@ from aira.config.compose import compose_config
 from aira.errors import AiraError
 from aira.evaluating import evaluate
 from aira.evaluation.measure import _main_figure
-from aira.evaluation.results import Line, Score, compare, published, table
+from aira.evaluation.results import Line, Score, compare, published, remember, table
 from aira.evaluation.tasks import harness_task
 from aira.models.export import export
 from aira.models.loading import load_model, load_tokenizer
+from aira.reports.page import evaluations
+from aira.reports.runs import Run
 from tests.end_to_end.command import ENVIRONMENT, ROOT
 from tests.wandb_records import records
 
@@ -110,7 +113,7 @@ def test_a_name_for_several_tasks_is_taken_apart():
     assert _main_figure({"bleu,none": 3.0, "acc,none": 0.5, "acc_norm_stderr,none": 0.1}) == "acc,none"
 
 
-def test_several_models_and_which_is_better(exports, tmp_path):
+def test_several_models_and_which_is_better(exports, tmp_path, capsys):
     run = tmp_path / "both"
     found = measured(run, f"models=[{exports}/rew*,{exports}/reward/export]", "eval.limit=40")
     assert list(found) == ["reward", "reward-2"]
@@ -119,7 +122,54 @@ def test_several_models_and_which_is_better(exports, tmp_path):
     with pytest.raises(AiraError, match="several models"):
         compare([str(run), str(run)], seed=0)
     told = measured(tmp_path / "told", f"compare=[{run}/reward,{run}/reward-2]")
+    assert "other settings" not in capsys.readouterr().out
+    file = run / "reward-2" / "results.json"
+    file.write_text(file.read_text().replace('"num_fewshot": {}', '"num_fewshot": {"t": 5}'))
+    measured(tmp_path / "again", f"compare=[{run}/reward,{run}/reward-2]")
+    assert "other settings: eval.num_fewshot ({} and {'t': 5})." in capsys.readouterr().out
     assert told["compare"][0]["task"] == "sample_preference_en"
+
+
+SUITE = {"num_fewshot": {}, "limit": None, "max_length": None, "chat_template": False}
+
+
+def test_only_equal_settings_are_ranked(tmp_path):
+    """Catches a best figure among evaluations of other settings, and one that replaces another."""
+    settings = [
+        SUITE,
+        SUITE | {"num_fewshot": {"t": 25}},
+        SUITE | {"num_fewshot": {"t": 0}},
+        SUITE | {"limit": 10},
+        SUITE | {"limit": 20},
+        SUITE | {"chat_template": True},
+        SUITE | {"max_length": 128},
+    ]
+    runs = []
+    for i in range(2):
+        run = Run(f"r{i}", tmp_path / f"r{i}", {}, {}, {}, {}, [], None, [])
+        run.folder.mkdir()
+        for suite in settings if i else settings[:1]:
+            remember(
+                run.folder,
+                [Line(run.name, {"t": Score(0.5 + i / 10)}, candidate=True)],
+                SimpleNamespace(**suite),
+                0,
+                chat=True,
+            )
+        remember(
+            run.folder,
+            [Line(run.name, {"t": Score(0.5)}, candidate=True)],
+            SimpleNamespace(**SUITE),
+            seed=5 + i,
+            chat=True,
+        )
+        lines = (run.folder / "evaluations.jsonl").read_text().splitlines()
+        run.evaluations = [json.loads(line) for line in lines]
+        runs.append(run)
+    tasks, rows, marks = evaluations(runs)
+    assert len(tasks) == len(set(tasks)) == len(settings) + 2
+    assert [sum(map(bool, row[1:])) for row in rows] == [2, len(settings) + 1]
+    assert [sum(marked) for marked in marks] == [0, 1] and marks[1][tasks.index("t")]
 
 
 def test_scorers_on_real_files(exports, tmp_path, data_folder):
