@@ -1,7 +1,8 @@
 """What every method shares: the step over rows, the optimizer and its schedule, metrics that add up.
 
-A method says what one row contributes (`row_loss`) and what a batch is counted in (`unit`). Everything else is here:
-gradients are those of the whole batch, whatever the number of rows and ranks.
+A method says what one row contributes (`row_loss`), what a batch is counted in (`unit`), and, where its loss needs to
+know the whole batch first, what a row adds to that (`row_statistics`). Everything else is here: gradients are those of
+the whole batch, whatever the number of rows and ranks.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -26,7 +27,11 @@ from aira.data.trees import Row
 from aira.errors import AiraError
 from aira.models.sharding import shard, with_weights, without_weights
 
+T = TypeVar("T")
 Sums = dict[str, Tensor]
+"""Scalars by name, summed over a row's tokens or examples."""
+Totals = dict[str, float]
+"""The same over all rows and ranks of a batch."""
 
 STEP_LEFT_OUT = (
     "The weights are those before this step; checkpoints/last.ckpt is whole. A smaller optimizer.lr, more "
@@ -45,8 +50,15 @@ class Method(pl.LightningModule):
         tokenizer: of the model, for methods that need it.
     """
 
-    unit: Literal["tokens", "examples"]
-    """What losses are averaged over: the batch's scored tokens, or its examples."""
+    unit: str
+    """What losses are averaged over: the batch's scored `tokens`, its `examples`, or a sum of `row_statistics`."""
+    row_statistics: Callable[[Row], Sums] | None = None
+    """Of a method whose loss needs to know the batch: what a row adds to its totals, summed and without gradient.
+
+    It is called for every row before the first loss, and may run the model, on the row or on what stands beside it, or
+    read the row alone. Where it runs the model as `row_loss` does, dropout draws the same in both. All rows return the
+    same names. None costs nothing: one forward pass a row.
+    """
     step_seconds: float
     """Of the last step, the wait for its data included; the validation, samples and checkpoints before it are not."""
 
@@ -63,54 +75,57 @@ class Method(pl.LightningModule):
         self.automatic_optimization = False
         self.model = model
         self.optimizer_settings, self.schedule, self.seed, self.tokenizer = optimizer, schedule, seed, tokenizer
-        self.totals: dict[str, float] = {}
         self._unsharded: list[nn.Module] = []  # without weights; in a list, so that it is no part of this module
 
-    def row_loss(self, row: Row) -> tuple[Tensor, Sums]:
+    def row_loss(self, row: Row, totals: Totals) -> tuple[Tensor, Sums]:
         """One row's part of the batch.
+
+        Args:
+            totals: of the whole batch: its `examples`, its scored `tokens`, and the sums of `row_statistics`.
 
         Returns:
             The loss summed (not averaged) over the row's tokens or examples, and further sums to report.
         """
         raise NotImplementedError
 
-    def forward(self, row: Row, compute: Callable[[Row], Any] | None = None) -> Any:
-        """`row_loss`, or another function of a row, through the hooks by which sharded weights are gathered."""
-        return (compute or self.row_loss)(row)
+    def forward(self, compute: Callable[..., T], *arguments: Any) -> T:
+        """Call a function that runs the model, through the hooks by which sharded weights are gathered."""
+        return compute(*arguments)
 
-    def metrics(self, sums: dict[str, float], count: int) -> dict[str, float]:
+    def metrics(self, sums: Totals, count: float) -> dict[str, float]:
         """What is reported of summed quantities.
 
         Args:
             sums: the sums that `row_loss` returned, added up over rows and ranks; `loss` among them.
-            count: tokens or examples, by `unit`.
+            count: the batch's total of `unit`.
         """
         return {name: value / count for name, value in sums.items()}
 
     def training_step(self, batch: Batch, _: int) -> None:
         """One optimizer step: forward and backward row by row, then clip and step."""
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        torch.manual_seed(hash((self.seed, batch.number, self.global_rank)) % 2**63)
-        count = getattr(batch, self.unit)
+        totals = self._totals(batch)
+        self._seed_dropout(batch)
+        count = totals[self.unit]
         scale = self.trainer.world_size / count  # DDP averages gradients over ranks
         sums: Sums = {}
         with self.casts():
             for i, row in enumerate(batch.rows):
                 with contextlib.nullcontext() if i == len(batch.rows) - 1 else self._no_sync():
-                    loss, more = self(row)
+                    loss, more = self(self.row_loss, row, totals)
                     self.manual_backward(loss * scale * (i < batch.own))
                 _add(sums, {"loss": loss.detach(), **more}, i < batch.own)
-        totals = self._reduced(sums)
-        if not math.isfinite(totals["loss"]):
+        reduced = self._reduced(sums)
+        if not math.isfinite(reduced["loss"]):
             raise AiraError(
-                f"The loss is {totals['loss']} at step {batch.number} (rows {batch.indices} of the training data). "
+                f"The loss is {reduced['loss']} at step {batch.number} (rows {batch.indices} of the training data). "
                 f"{STEP_LEFT_OUT}"
             )
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
         self.log("train/lr", scheduler.get_last_lr()[0])  # type: ignore[union-attr]
         scheduler.step()  # type: ignore[union-attr]
-        metrics = {f"train/{name}": value for name, value in self.metrics(totals, count).items()}
+        metrics = {f"train/{name}": value for name, value in self.metrics(reduced, count).items()}
         self.log("train/loss", metrics.pop("train/loss"), prog_bar=True)
         self.log_dict(metrics)
         self.step_seconds = time.perf_counter() - self._since
@@ -188,23 +203,24 @@ class Method(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the validation before."""
-        self.totals = {}
-        self.count = 0
+        self.validation_sums: Totals = {}
+        self.validation_count = 0.0
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Add up one batch; averages are taken once, over the whole validation set."""
+        totals = self._totals(batch)
         sums: Sums = {}
         with self.casts():
             for i, row in enumerate(batch.rows):
-                loss, more = self(row)
+                loss, more = self(self.row_loss, row, totals)
                 _add(sums, {"loss": loss, **more}, i < batch.own)
         for name, value in self._reduced(sums).items():
-            self.totals[name] = self.totals.get(name, 0.0) + value
-        self.count += getattr(batch, self.unit)
+            self.validation_sums[name] = self.validation_sums.get(name, 0.0) + value
+        self.validation_count += totals[self.unit]
 
     def validation_metrics(self) -> dict[str, float]:
         """Metrics of the whole validation set; every rank gets the same."""
-        return self.metrics(self.totals, self.count)
+        return self.metrics(self.validation_sums, self.validation_count)
 
     def on_validation_epoch_end(self) -> None:
         """Report them."""
@@ -231,11 +247,26 @@ class Method(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, warmup_steps, name))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def _totals(self, batch: Batch) -> Totals:
+        """What is known of the whole batch before its first loss; over ranks, one transfer for all statistics."""
+        totals: Totals = {"examples": batch.examples, "tokens": batch.tokens}
+        if self.row_statistics is None:
+            return totals
+        self._seed_dropout(batch)
+        sums: Sums = {}
+        with torch.no_grad(), self.casts():
+            for i, row in enumerate(batch.rows):
+                _add(sums, self(self.row_statistics, row), i < batch.own)
+        return totals | self._reduced(sums)
+
+    def _seed_dropout(self, batch: Batch) -> None:
+        torch.manual_seed(hash((self.seed, batch.number, self.global_rank)) % 2**63)
+
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
         wrapped = self.trainer.strategy.model
         return wrapped.no_sync() if hasattr(wrapped, "no_sync") else contextlib.nullcontext()  # type: ignore[operator, union-attr]
 
-    def _reduced(self, sums: Sums) -> dict[str, float]:
+    def _reduced(self, sums: Sums) -> Totals:
         """Add up over ranks; one transfer for all sums."""
         values = torch.stack([value.detach().double() for value in sums.values()])
         values = self.trainer.strategy.reduce(values, reduce_op="sum")

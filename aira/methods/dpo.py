@@ -1,7 +1,7 @@
 """Direct preference optimization, and its relatives: pairs of responses, without a reward model."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from aira.config.schema import Optimizer, Schedule
 from aira.data.trees import Row
-from aira.methods.base import Method, Sums
+from aira.methods.base import Method, Sums, Totals
 from aira.methods.preference import LOSSES, REFERENCE_FREE, Settings, Side
 from aira.methods.reference import Reference, branch_log_probs, load_reference, reference_log_probs
 from aira.models.sharding import shard
@@ -32,7 +32,7 @@ class DPO(Method):
         cache_dir: where the reference's log-probs are kept.
     """
 
-    unit: Literal["tokens", "examples"] = "examples"
+    unit = "examples"
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class DPO(Method):
 
         def compute(row: Row) -> Tensor:
             with torch.no_grad(), self.trainer.precision_plugin.val_step_context(), self.casts():
-                found: Tensor = other(row) if other else self(row, self._summed)
+                found: Tensor = other(row) if other else self(self._summed, row)
                 return found
 
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -92,7 +92,7 @@ class DPO(Method):
     def _summed(self, row: Row) -> Tensor:
         return branch_log_probs(self.model, row)[0]
 
-    def row_loss(self, row: Row) -> tuple[Tensor, Sums]:
+    def row_loss(self, row: Row, totals: Totals) -> tuple[Tensor, Sums]:
         """The losses of the row's pairs, summed; rewards and log-probs by the names of TRL."""
         summed, lengths = branch_log_probs(self.model, row)
         reference = torch.zeros_like(summed) if row.reference is None else row.reference

@@ -1,6 +1,6 @@
 """What the two methods that train a scorer share: every validation score is kept, and measured as a whole."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,14 +9,14 @@ from torch import Tensor
 from aira.data.module import Batch
 from aira.data.trees import Row
 from aira.errors import AiraError
-from aira.methods.base import Method, Sums
+from aira.methods.base import Method, Sums, Totals
 from aira.models.forward import scores
 
 
 class Scorer(Method):
     """A number for each branch."""
 
-    unit: Literal["tokens", "examples"] = "examples"
+    unit = "examples"
     indices: np.ndarray
     """[examples] row numbers of the last validation."""
     scores: np.ndarray
@@ -41,7 +41,7 @@ class Scorer(Method):
         """
         raise NotImplementedError
 
-    def row_loss(self, row: Row) -> tuple[Tensor, Sums]:
+    def row_loss(self, row: Row, totals: Totals) -> tuple[Tensor, Sums]:
         """Score the row's branches, and keep the scores of a validation."""
         found = scores(self.model, row).reshape(int(row.tree[-1]) + 1, -1)
         if not self.training:

@@ -1,12 +1,11 @@
 """Supervised fine-tuning: the next-token loss on completions."""
 
 import math
-from typing import Literal
 
 from torch import Tensor
 
 from aira.data.trees import Row
-from aira.methods.base import Method, Sums
+from aira.methods.base import Method, Sums, Totals
 from aira.models.forward import hidden_states, unwrap
 from aira.models.head import cross_entropy
 
@@ -17,15 +16,15 @@ class SFT(Method):
     Which tokens are scored (completions, or the whole text) was decided when they were encoded.
     """
 
-    unit: Literal["tokens", "examples"] = "tokens"
+    unit = "tokens"
 
-    def row_loss(self, row: Row) -> tuple[Tensor, Sums]:
+    def row_loss(self, row: Row, totals: Totals) -> tuple[Tensor, Sums]:
         """The row's summed negative log-likelihood in nats."""
         hidden = hidden_states(self.model, row)
         loss, _ = cross_entropy(hidden[row.source], row.target, unwrap(self.model).get_output_embeddings())
         return loss, {}
 
-    def metrics(self, sums: dict[str, float], count: int) -> dict[str, float]:
+    def metrics(self, sums: Totals, count: float) -> dict[str, float]:
         """The loss, and its exponential."""
         loss = sums["loss"] / count
         return {"loss": loss, "perplexity": math.exp(min(loss, 50.0))}
