@@ -27,7 +27,7 @@ from aira.config.record import recorded, write_config
 from aira.config.schema import DPO, SFT, Train
 from aira.config.schema import Trainer as TrainerSettings
 from aira.config.values import NO_FP16
-from aira.data.module import DataModule
+from aira.data.batches import BatchSource
 from aira.data.tokenize import tokenizer_content
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
@@ -221,10 +221,12 @@ def _check_length(max_length: int, config: Any, which: str = "") -> None:
         )
 
 
-def _data(settings: Train, tokenizer: Any, ends: list[int]) -> DataModule:
+def _data(settings: Train, tokenizer: Any, ends: list[int]) -> BatchSource:
     method, beside = settings.method, {"name", "sources"}  # by which the configuration finds the others
-    return DataModule(
-        tokenizer,
+    source: BatchSource = build(
+        {"_target_": method.datamodule},
+        "method.datamodule",
+        tokenizer=tokenizer,
         kind=method.kind,
         head=method.head,
         loss_on=method.loss_on if isinstance(method, SFT) else "response",
@@ -234,9 +236,10 @@ def _data(settings: Train, tokenizer: Any, ends: list[int]) -> DataModule:
         cache_dir=settings.cache_dir,
         **{key: value for key, value in settings.data if key not in beside},
     )
+    return source
 
 
-def _steps(settings: TrainerSettings, data: DataModule) -> int:
+def _steps(settings: TrainerSettings, data: BatchSource) -> int:
     """Optimizer steps of the whole run."""
     return settings.max_steps if settings.max_steps > 0 else settings.max_epochs * data.steps_per_epoch
 
@@ -244,7 +247,7 @@ def _steps(settings: TrainerSettings, data: DataModule) -> int:
 def _trainer(
     settings: TrainerSettings,
     precision: str,
-    data: DataModule,
+    data: BatchSource,
     steps: int,
     callbacks: list[Any],
     loggers: list[Any],
@@ -290,7 +293,7 @@ def _precision(settings: TrainerSettings) -> str:
     return "16-mixed"
 
 
-def _announce(settings: Train, data: DataModule, model: torch.nn.Module, steps: int, run: Path) -> None:
+def _announce(settings: Train, data: BatchSource, model: torch.nn.Module, steps: int, run: Path) -> None:
     count = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print(

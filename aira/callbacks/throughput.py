@@ -6,7 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from aira.data.module import Batch
+from aira.data.batches import Batch
 from aira.methods.base import Method
 from aira.parts import Finished, Part
 

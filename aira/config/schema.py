@@ -119,6 +119,7 @@ class Method(Open):
 
     name: Annotated[Text, Fact("method=<name> chooses a method")]
     module: Text
+    datamodule: Text
     kind: Annotated[Text, Fact("method= and, of method=toxicity, method.objective= choose the kind of data")]
     architectures: Annotated[
         list[Literal["causal", "encoder"]], Fact("model= chooses a model, and with it the architecture")

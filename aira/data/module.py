@@ -6,18 +6,17 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import compress
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from datasets import Dataset
-from pytorch_lightning.strategies import ModelParallelStrategy
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from aira.data.batches import Batch, BatchSource, same_number_of_rows
 from aira.data.plan import Plan, Step
 from aira.data.schemas import (
     SCHEMAS,
@@ -40,18 +39,6 @@ from aira.errors import AiraError
 
 TEXTS = {"text", "harmless", "harmful"}
 """Columns of lone texts."""
-
-
-class Batch(NamedTuple):
-    """One optimizer step of one rank: its rows, and the totals over all ranks that losses are normalised by."""
-
-    rows: list[Row]
-    indices: list[int]  # rows of the split that this rank's examples come from
-    number: int  # of the step
-    own: int  # how many of the rows count; see `aira.data.plan.Step`
-    examples: int
-    tokens: int  # scored tokens
-    read: int  # all tokens that the model reads, neither padding nor those of rows that do not count
 
 
 class Split:
@@ -110,8 +97,8 @@ class _Steps:
         )
 
 
-class DataModule(pl.LightningDataModule):
-    """Data of one kind, tokenized, split and planned.
+class DataModule(BatchSource):
+    """Data of one kind, tokenized, split, and its batches planned from the lengths of its examples.
 
     Args:
         tokenizer: with the chat template that training is to use.
@@ -126,6 +113,9 @@ class DataModule(pl.LightningDataModule):
     Raises:
         AiraError: the source cannot be read, its columns do not fit, or no row is usable.
     """
+
+    train: Split
+    validation: Split
 
     def __init__(
         self,
@@ -313,11 +303,6 @@ class DataModule(pl.LightningDataModule):
             found.append(keys)
         return found
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of one pass over the training split; the last one may have fewer examples."""
-        return -(-len(self.train) // self.batch_size)
-
     def examples(self, split: Split, chosen: Sequence[int] | np.ndarray) -> list[Example]:
         """Rows of a split as examples, to be shown or answered.
 
@@ -355,7 +340,7 @@ class DataModule(pl.LightningDataModule):
             start=start,
             rank=self.trainer.global_rank,
             ranks=self.trainer.world_size,
-            even=isinstance(self.trainer.strategy, ModelParallelStrategy),
+            even=same_number_of_rows(self.trainer),
             read=split.tokens,
         )
         return DataLoader(

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from aira.config.schema import Optimizer, Schedule
-from aira.data.module import Batch
+from aira.data.batches import Batch
 from aira.data.trees import Row
 from aira.errors import AiraError
 from aira.models.sharding import shard, with_weights, without_weights

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aira.data.module import Batch
+from aira.data.batches import Batch
 from aira.data.trees import Row
 from aira.errors import AiraError
 from aira.methods.base import Method, Sums, Totals
