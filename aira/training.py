@@ -28,7 +28,7 @@ from aira.config.schema import DPO, SFT, Train
 from aira.config.schema import Trainer as TrainerSettings
 from aira.config.values import NO_FP16
 from aira.data.batches import BatchSource
-from aira.data.tokenize import tokenizer_content
+from aira.data.tokenize import tokenizer_hash
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
 from aira.files import as_json, shown, typed, without_home, write_whole
@@ -81,7 +81,7 @@ def _train(settings: Train, written: dict[str, Any], run: Path, by_hydra: bool, 
         theirs, _ = load_config(method.reference, vocab_size=0)
         _check_length(settings.data.max_length, theirs, f" of method.reference={method.reference}")
     data = _data(settings, tokenizer, end_tokens(chosen.path, tokenizer, added, config, **hub))
-    for line in data.said:
+    for line in data.notices:
         print(line)
     model = load_model(
         tokenizer=tokenizer,
@@ -108,7 +108,7 @@ def _train(settings: Train, written: dict[str, Any], run: Path, by_hydra: bool, 
     record = {
         "settings": json.loads(without_home(as_json(identity(written)))),  # of plain types, for a checkpoint
         "rows": data.rows_key,
-        "tokenizer": tokenizer_content(tokenizer),
+        "tokenizer": tokenizer_hash(tokenizer),
     }
     changed: dict[str, Any] = {}
     if checkpoint:

@@ -27,7 +27,7 @@ TRIAL = "trial.json"
 
 
 def run_trial(
-    overrides: list[str], folder: Path, cwd: str, metric: str, hopeless: Callable[[], bool] | None = None
+    overrides: list[str], folder: Path, cwd: str, metric: str, should_prune: Callable[[], bool] | None = None
 ) -> float | None:
     """Run a trial, or go on with what is there of it.
 
@@ -36,7 +36,7 @@ def run_trial(
         folder: for the run.
         cwd: where relative paths of the overrides begin.
         metric: what trials are compared by.
-        hopeless: asked every second; where it is true, the trial is stopped.
+        should_prune: asked every second; where it is true, the trial is stopped.
 
     Returns:
         The final value of the metric; None where the trial failed, or was stopped since it is hopeless.
@@ -58,7 +58,7 @@ def run_trial(
         if checkpoint.exists() and not damage(checkpoint):
             command.append(override("ckpt_path", checkpoint))
             break
-    status = run_process(command, cwd, hopeless)
+    status = run_process(command, cwd, should_prune)
     if status is None:
         return None
     if status:
@@ -67,11 +67,11 @@ def run_trial(
     return final(folder, metric)
 
 
-def run_process(command: list[str], cwd: str, hopeless: Callable[[], bool] | None = None) -> int | None:
+def run_process(command: list[str], cwd: str, should_prune: Callable[[], bool] | None = None) -> int | None:
     """Run a command that ends with this process, and to which signals are passed on.
 
     Args:
-        hopeless: asked every second; where it is true, the process is stopped.
+        should_prune: asked every second; where it is true, the process is stopped.
 
     Returns:
         Its status; None where it was hopeless.
@@ -95,7 +95,7 @@ def run_process(command: list[str], cwd: str, hopeless: Callable[[], bool] | Non
             try:
                 status = process.wait(timeout=1)
             except subprocess.TimeoutExpired:
-                if hopeless and hopeless():
+                if should_prune and should_prune():
                     process.terminate()
                     process.wait()
                     return None

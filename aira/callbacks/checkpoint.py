@@ -31,20 +31,20 @@ def read_state(path: Path) -> dict[str, Any]:
         AiraError: it cannot be read as plain tensors and numbers, or is not one that a run can go on from.
     """
     try:
-        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = reason_of(error)
         raise AiraError(
             f"ckpt_path={path}: this is no checkpoint of Aira: {reason} A run goes on from its own last.ckpt."
         ) from error
-    missing = STATE - found.keys() if isinstance(found, dict) else STATE
+    missing = STATE - checkpoint.keys() if isinstance(checkpoint, dict) else STATE
     if missing:
         raise AiraError(
             f"ckpt_path={path}: a run cannot go on from it: it has no {', '.join(sorted(missing))}. "
             "A run goes on from its checkpoints/last.ckpt; model.path=<run> starts a new one from its export."
         )
-    shapes = {name: value.shape for name, value in found["state_dict"].items()}
-    return {"shapes": shapes, "step": found["global_step"], "record": found.get("record", {})}
+    shapes = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+    return {"shapes": shapes, "step": checkpoint["global_step"], "record": checkpoint.get("record", {})}
 
 
 def changed_settings(path: Path, state: dict[str, Any], record: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -66,16 +66,16 @@ def changed_settings(path: Path, state: dict[str, Any], record: dict[str, Any], 
     keys = dict.fromkeys([*record["settings"], *before["settings"]])
     pairs = {key: [before["settings"].get(key), record["settings"].get(key)] for key in keys}
     settings = {key: [old, new] for key, (old, new) in pairs.items() if old != new}
-    told = "; ".join(f"{key}={old} there, {new} here" for key, (old, new) in settings.items())
-    told = f" ({told})" if told else ""
+    changes = "; ".join(f"{key}={old} there, {new} here" for key, (old, new) in settings.items())
+    changes = f" ({changes})" if changes else ""
     anew = "To train on from its weights as a new run: model.path=<its export> and no ckpt_path."
     if before["rows"] != record["rows"]:
         raise AiraError(
-            f"ckpt_path={path}: the rows of data.path, or their split, have changed since this run began{told}: rows "
-            f"that it held out would be trained on, and the other way round. Give it back what it began with. {anew}"
+            f"ckpt_path={path}: the rows of data.path, or their split, have changed since this run began{changes}: "
+            f"rows that it held out would be trained on, and the other way round. Give it back what it began with. {anew}"
         )
     if before["tokenizer"] != record["tokenizer"]:
-        raise AiraError(f"ckpt_path={path} is of a run with another tokenizer{told}. {anew}")
+        raise AiraError(f"ckpt_path={path} is of a run with another tokenizer{changes}. {anew}")
     if state["step"] > steps:
         raise AiraError(
             f"ckpt_path={path}: the run is at step {state['step']}, and is to end after {steps}. Raise "
@@ -103,8 +103,8 @@ def check_shapes(path: Path, there: dict[str, torch.Size], module: pl.LightningM
 
 def measured(trainer: pl.Trainer) -> dict[str, float]:
     """The metrics that were logged last, by name, but for those that are no numbers."""
-    found = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def validates(trainer: pl.Trainer, index: int) -> bool:
@@ -190,25 +190,25 @@ class Checkpoints(pl.Callback, Part):
         """The best so far by this validation, and the last."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        found = measured(trainer)
+        metrics = measured(trainer)
         self.metrics = {name: value for name, value in self.metrics.items() if not name.startswith("val/")}
         why = getattr(module, "undefined", {}).get(self.monitor.removeprefix("val/"))
-        if self.monitor in found:
-            value = self.sign * found[self.monitor]
+        if self.monitor in metrics:
+            value = self.sign * metrics[self.monitor]
             better = self.best is None or math.isnan(self.best) or value < self.sign * self.best
         elif self.monitor in trainer.callback_metrics or (why and self.best is not None):
             value, better = float(trainer.callback_metrics.get(self.monitor, math.nan)), False
-            told = f"undefined ({why})" if why else f"{value}, which is no number"
-            print(f"Step {trainer.global_step}: {self.monitor} is {told}; best.ckpt stays as it was.")
+            state = f"undefined ({why})" if why else f"{value}, which is no number"
+            print(f"Step {trainer.global_step}: {self.monitor} is {state}; best.ckpt stays as it was.")
         else:
             self.save_last(trainer)
-            told = f"undefined: {why}." if why else "not measured."
+            state = f"undefined: {why}." if why else "not measured."
             raise AiraError(
-                f"callbacks.checkpoint.monitor={self.monitor} is {told} {nearest(self.monitor, found)} "
+                f"callbacks.checkpoint.monitor={self.monitor} is {state} {nearest(self.monitor, metrics)} "
                 f"The run is saved: go on from {self.folder / 'last.ckpt'} with a metric that is there."
             )
         if better:
-            self.best, self.best_metrics = found[self.monitor], found
+            self.best, self.best_metrics = metrics[self.monitor], metrics
             self._save(trainer, "best", weights_only=True)
         self.save_last(trainer)
 

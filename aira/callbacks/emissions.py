@@ -51,8 +51,8 @@ class Emissions(pl.Callback, Part):
         """Go on adding to them."""
         self.before = self.measured = state_dict
 
-    def _with_before(self, found: dict[str, float]) -> dict[str, float]:
-        return {name: value + self.before[name] for name, value in found.items()}
+    def _with_before(self, figures: dict[str, float]) -> dict[str, float]:
+        return {name: value + self.before[name] for name, value in figures.items()}
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Start measuring, on rank 0."""

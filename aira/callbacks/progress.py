@@ -24,8 +24,9 @@ class Progress(TQDMProgressBar):
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """What stands at the bar's end."""
-        found = super().get_metrics(trainer, pl_module)
-        found.pop("v_num", None)
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
         return {
-            name: round(value) if isinstance(value, float) and value >= 1000 else value for name, value in found.items()
+            name: round(value) if isinstance(value, float) and value >= 1000 else value
+            for name, value in metrics.items()
         }

@@ -59,16 +59,16 @@ class Samples(pl.Callback, Part):
 
     def summary(self) -> list[str]:
         """How many answers were exact, and one of them."""
-        told = {"train": "training prompts", "val": "held-out paraphrases"}
+        names = {"train": "training prompts", "val": "held-out paraphrases"}
         lines = [
-            f"  exact answers to {told[name]:20} {rate:.2f} of {number}" for name, (rate, number) in self.exact.items()
+            f"  exact answers to {names[name]:20} {rate:.2f} of {number}" for name, (rate, number) in self.exact.items()
         ]
         return [*lines, *(f"\nQuestion: {question}\nAnswer:   {text}" for question, text in self.answers[:1])]
 
     def _ask(self, model: nn.Module, when: str, loggers: list[Any], step: int) -> None:
         asked = [[{"role": "user", "content": question}] for question in self.questions]
-        said = answer(model, self.tokenizer, asked, self.max_new_tokens)
-        self.answers = [(question, text) for question, (text,) in zip(self.questions, said, strict=True)]
+        answers = answer(model, self.tokenizer, asked, self.max_new_tokens)
+        self.answers = [(question, text) for question, (text,) in zip(self.questions, answers, strict=True)]
         print("\n".join([f"\nAnswers {when}:", *(f"  {question}\n    {text}" for question, text in self.answers)]))
         rows = ({"step": step, "question": question, "answer": text} for question, text in self.answers)
         add_lines(self.folder / "samples.jsonl", (as_json(row, ensure_ascii=False) for row in rows))
@@ -85,6 +85,6 @@ class Samples(pl.Callback, Part):
         conversations = [example.conversations[0] for example in data.examples(split, whole)]
         asked = [messages[:-1] for messages in conversations]
         longest = max(len(self.tokenizer.encode(messages[-1]["content"])) for messages in conversations)
-        said = answer(model, self.tokenizer, asked, longest + 1)
-        right = sum(text == messages[-1]["content"].strip() for (text,), messages in zip(said, conversations))
+        answers = answer(model, self.tokenizer, asked, longest + 1)
+        right = sum(text == messages[-1]["content"].strip() for (text,), messages in zip(answers, conversations))
         return right / len(conversations), len(conversations)

@@ -72,11 +72,11 @@ class Scores(pl.Callback, Part):
             names = ("ranked too low", "ranked too high")
             places += [(name, i * 2 + side) for i in wrong for side, name in enumerate(names)]
         examples = data.examples(data.validation, [indices[place // branches] for _, place in places])
-        found = []
+        rows = []
         for (sort, place), example in zip(places, examples, strict=True):
             *prompt, response = example.conversations[place % branches]
-            found.append([sort, float(scores.flatten()[place]), _text(prompt), response["content"]])
-        return found
+            rows.append([sort, float(scores.flatten()[place]), _text(prompt), response["content"]])
+        return rows
 
 
 def _text(messages: list[Message]) -> str:

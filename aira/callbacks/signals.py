@@ -88,11 +88,11 @@ class Signals(pl.Callback):
         signum = int(trainer.strategy.reduce(received, reduce_op="max"))
         if not signum:
             return
-        said = f"Stopped by {signal.Signals(signum).name} after step {trainer.global_step}."
+        message = f"Stopped by {signal.Signals(signum).name} after step {trainer.global_step}."
         for callback in _checkpoints(trainer):
             callback.save_last(trainer)
-            said += f" Go on with ckpt_path=last, or {typed('ckpt_path', callback.folder / 'last.ckpt')}."
-        raise Stopped(signum, said)
+            message += f" Go on with ckpt_path=last, or {typed('ckpt_path', callback.folder / 'last.ckpt')}."
+        raise Stopped(signum, message)
 
 
 def _checkpoints(trainer: pl.Trainer) -> list[Checkpoints]:

@@ -38,7 +38,7 @@ class Throughput(pl.Callback, Part):
         """Count the step."""
         assert isinstance(module, Method)
         self.seconds += module.step_seconds
-        self.tokens += batch.read
+        self.tokens += batch.input_tokens
         self.examples += batch.examples
         module.log("tokens_per_second", self.tokens / self.seconds, prog_bar=True, logger=False)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ class Explorer:
     def __init__(self, path: str, split: str = "train", columns: dict[str, Any] | None = None) -> None:
         source = read(path)
         rows = source.split(split)
-        for line in source.said:
+        for line in source.notices:
             print(line)
         mapping = mapped_columns("instruction", rows.column_names, columns, path)
         self.rows: list[tuple[str, str]] = []  # prompt and completion

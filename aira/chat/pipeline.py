@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from aira.config.check import check_value
 from aira.config.schema import Answering
 from aira.data.schemas import BadRow, Message
-from aira.data.tokenize import tokenizer_content
+from aira.data.tokenize import tokenizer_hash
 from aira.data.trees import Tree
 from aira.errors import AiraError
 from aira.files import locate, passed_over
@@ -165,7 +165,7 @@ class Chat:
         models = [one for one in (self, self.reward, self.guard) if one]
         return {
             "weights": [weights_hash(one.model) for one in models],
-            "tokenizers": [tokenizer_content(one.tokenizer) for one in models],
+            "tokenizers": [tokenizer_hash(one.tokenizer) for one in models],
         }
 
     def key(self) -> str:

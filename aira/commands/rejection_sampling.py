@@ -62,7 +62,7 @@ def _prompts(values: RejectionSampling) -> list[str]:
         except BadRow as problem:
             dropped[problem.reason] += 1
     if int(os.environ.get(*WORLD[0])) == 0:
-        for line in (*source.said, *(f"{values.prompts}: dropped {dropped[why]} rows: {why}." for why in dropped)):
+        for line in (*source.notices, *(f"{values.prompts}: dropped {dropped[why]} rows: {why}." for why in dropped)):
             print(line)
     if not found:
         raise AiraError(f"{values.prompts}: no text stands in the column {values.column}.")

@@ -19,10 +19,10 @@ class Batch(NamedTuple):
     rows: list[Row]
     indices: list[int]  # rows of the split that this rank's examples come from
     number: int  # of the step
-    own: int  # how many of the rows count; the others are run for nothing, since other ranks wait for this one
+    real_rows: int  # the first ones; padding rows follow, which count for nothing and are run since other ranks wait
     examples: int
     tokens: int  # scored tokens
-    read: int  # all tokens that the model reads, neither padding nor those of rows that do not count
+    input_tokens: int  # all tokens that the model reads, but for padding
 
 
 class BatchSource(pl.LightningDataModule, ABC):
@@ -35,7 +35,7 @@ class BatchSource(pl.LightningDataModule, ABC):
         path: where the data is from, to be shown.
         key: a hash of the source, by which runs are compared.
         rows_key: a hash of the rows and their split, which a run that is gone on with has to share.
-        said: lines to be printed before training.
+        notices: lines to be printed before training.
         batch_size: examples of one step over all ranks.
         train, validation: what an epoch, and a validation, goes through once: examples, or prompts.
     """
@@ -43,7 +43,7 @@ class BatchSource(pl.LightningDataModule, ABC):
     path: str
     key: str
     rows_key: str
-    said: list[str]
+    notices: list[str]
     batch_size: int
     train: Sized
     validation: Sized
@@ -105,14 +105,16 @@ def generated_batch(
     scored = sum(sum(map(sum, tree.scored)) for tree in trees)
     strategy, device = trainer.strategy, trainer.strategy.root_device
     totals = strategy.reduce(torch.tensor([len(trees), scored, lengths.sum()], device=device), reduce_op="sum")
-    examples, tokens, read = totals.tolist()
+    examples, tokens, input_tokens = totals.tolist()
     rows = [row(chosen) for chosen in places]
-    if same_number_of_rows(trainer):
+    if needs_equal_rows(trainer):
         most = strategy.reduce(torch.tensor(len(rows), device=device), reduce_op="max")
         rows += rows[-1:] * (int(most) - len(places))
-    return Batch(rows, [indices[i] for chosen in places for i in chosen], number, len(places), examples, tokens, read)
+    return Batch(
+        rows, [indices[i] for chosen in places for i in chosen], number, len(places), examples, tokens, input_tokens
+    )
 
 
-def same_number_of_rows(trainer: pl.Trainer) -> bool:
+def needs_equal_rows(trainer: pl.Trainer) -> bool:
     """Whether each forward pass needs all ranks, as with sharded weights, so that all have to run as many rows."""
     return isinstance(trainer.strategy, ModelParallelStrategy)

@@ -57,13 +57,13 @@ def _breaks(reader: _Reader, text: str) -> list[int]:
 
     A name may be there only once the tokenizer has normalized the text (full width, capitals, what is not seen).
     """
-    found = {match.start() + 1 for match in reader.names.finditer(text)}
+    places = {match.start() + 1 for match in reader.names.finditer(text)}
     if reader.forms:
         whole = NormalizedString(text)
         reader.normalizer.normalize(whole)
         ends = (match.start() + 1 for match in reader.forms.finditer(whole.normalized))
-        found |= {len(before.original) for end in ends if (before := whole[:end])}
-    return sorted(found)
+        places |= {len(before.original) for end in ends if (before := whole[:end])}
+    return sorted(places)
 
 
 def as_text(
@@ -78,11 +78,11 @@ def as_text(
     Returns:
         Both as they were given where no message has a control token's name, which is nearly always.
     """
-    found = _reader(tokenizer)
-    breaks = [_breaks(found, message["content"]) for message in messages]
+    known = _reader(tokenizer)
+    breaks = [_breaks(known, message["content"]) for message in messages]
     if not any(breaks):
         return tokenizer, messages
-    if not found.made:
+    if not known.made:
         reader = copy.deepcopy(tokenizer)
         state = json.loads(reader.backend_tokenizer.to_str())
         where = {"pattern": {"String": BROKEN}}
@@ -94,11 +94,11 @@ def as_text(
             parts = [{"type": "Replace", **where, "content": ""}, *filter(None, [state["normalizer"]])]
             state["normalizer"] = {"type": "Sequence", "normalizers": parts}
         for token in state["added_tokens"]:  # they are looked for before the normalizer, and not once more behind it
-            token["normalized"] &= not found.names.fullmatch(token["content"])
+            token["normalized"] &= not known.names.fullmatch(token["content"])
         reader.backend_tokenizer.__setstate__(json.dumps(state).encode())
-        found.made.append(reader)
+        known.made.append(reader)
     broken = []
     for message, places in zip(messages, breaks, strict=True):
         parts = [message["content"][start:end] for start, end in pairwise([0, *places, None])]
         broken.append(message | {"content": BROKEN.join(parts)})
-    return found.made[0], broken
+    return known.made[0], broken

@@ -91,22 +91,22 @@ def arrange(path: str, base: Path, files: Iterable[Path]) -> tuple[dict[str, lis
     if named and plain:
         names = [str(file.relative_to(base)) for file in plain]
         left["the name says no split, and other files' names do"] = names
-    said = [f"{path}: left out {_some(names)}: {reason}." for reason, names in left.items()]
+    notices = [f"{path}: left out {_some(names)}: {reason}." for reason, names in left.items()]
     if not named and len(plain) > 1 and not all(SHARD.match(file.name) for file in plain):
         names = [str(file.relative_to(base)) for file in plain]
-        said.append(f"{path}: no name says a split, so all files are read as train: {_some(names)}.")
+        notices.append(f"{path}: no name says a split, so all files are read as train: {_some(names)}.")
     splits = named or ({"train": plain} if plain else {})
     if not splits:
-        raise AiraError(" ".join([f"{path}: the folder holds no {', '.join(FORMATS)} file.", *said]))
-    for split, found in splits.items():
-        formats = sorted({format_of(file) for file in found})
+        raise AiraError(" ".join([f"{path}: the folder holds no {', '.join(FORMATS)} file.", *notices]))
+    for split, files in splits.items():
+        formats = sorted({format_of(file) for file in files})
         if len(formats) > 1:
-            said.append(f"{path} ({split}): files of several formats are read together: {', '.join(formats)}.")
-        said += _missing_shards(path, split, found)
+            notices.append(f"{path} ({split}): files of several formats are read together: {', '.join(formats)}.")
+        notices += _missing_shards(path, split, files)
     order = ["train", "validation", "test"]
     return {
         split: splits[split] for split in sorted(splits, key=lambda s: (order.index(s) if s in order else 3, s))
-    }, said
+    }, notices
 
 
 def _some(names: list[str]) -> str:
@@ -115,14 +115,14 @@ def _some(names: list[str]) -> str:
 
 def _missing_shards(path: str, split: str, files: list[Path]) -> list[str]:
     """What is to be told of parts of a split that are not there: the names count how many there are."""
-    found: dict[tuple[str, str], int] = {}
+    present: dict[tuple[str, str], int] = {}
     for file in files:
         shard = SHARD.match(file.name)
         if shard:
-            found[str(file.parent / shard[1]), shard[3]] = found.get((str(file.parent / shard[1]), shard[3]), 0) + 1
+            present[str(file.parent / shard[1]), shard[3]] = present.get((str(file.parent / shard[1]), shard[3]), 0) + 1
     return [
         f"{path} ({split}): {count} of {int(total)} parts of {Path(name).name} are there."
-        for (name, total), count in found.items()
+        for (name, total), count in present.items()
         if count < int(total)
     ]
 
@@ -133,7 +133,7 @@ def walk(folder: Path) -> list[Path]:
     Raises:
         AiraError: a folder cannot be listed.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     seen: set[tuple[int, int]] = set()
 
     def fail(error: OSError) -> None:
@@ -148,8 +148,8 @@ def walk(folder: Path) -> list[Path]:
                 continue
             seen.add((about.st_dev, about.st_ino))
             pending += sorted(link for name in folders if os.path.islink(link := os.path.join(at, name)))
-            found += [Path(at, file) for file in files]
-    return found
+            paths += [Path(at, file) for file in files]
+    return paths
 
 
 def check_regular(file: Path) -> None:

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from aira.data.batches import Batch, BatchSource, same_number_of_rows
+from aira.data.batches import Batch, BatchSource, needs_equal_rows
 from aira.data.plan import Plan, Step
 from aira.data.schemas import (
     SCHEMAS,
@@ -82,17 +82,17 @@ class _Steps:
 
     def __getitem__(self, step: Step) -> Batch:
         rows = [self._row(indices) for indices in step.rows]
-        indices = [int(self.split.index[i]) for row in step.rows[: step.own] for i in row]
-        return Batch(rows, indices, step.number, step.own, step.examples, step.tokens, step.read)
+        indices = [int(self.split.index[i]) for row in step.rows[: step.real_rows] for i in row]
+        return Batch(rows, indices, step.number, step.real_rows, step.examples, step.tokens, step.input_tokens)
 
     def _row(self, indices: Sequence[int]) -> Row:
-        found = self.split.encoded[[int(self.split.index[i]) for i in indices]]
-        trees = [Tree(*tree) for tree in zip(found["branches"], found["scored"], strict=True)]
+        encoded = self.split.encoded[[int(self.split.index[i]) for i in indices]]
+        trees = [Tree(*tree) for tree in zip(encoded["branches"], encoded["scored"], strict=True)]
         row = pad(trees, self.pad_id, self.separator_id) if self.padded else pack(trees)
         reference = self.split.reference
         return row._replace(
-            labels=torch.tensor([label for labels in found["labels"] for label in labels]),
-            margin=torch.tensor(found["margin"]),
+            labels=torch.tensor([label for labels in encoded["labels"] for label in labels]),
+            margin=torch.tensor(encoded["margin"]),
             reference=None if reference is None else torch.from_numpy(reference[list(indices)]).flatten(),
         )
 
@@ -149,7 +149,7 @@ class DataModule(BatchSource):
         self.batch_size, self.tokens_per_row, self.num_workers = batch_size, tokens_per_row, num_workers
         source = read(path, revision=revision, cache_dir=cache_dir)
         self.path, self.key = path, source.key
-        self.said = list(source.said)
+        self.notices = list(source.notices)
         forbidden = self._forbidden(exclude, cache_dir)
 
         def load(name: str) -> Split:
@@ -173,11 +173,11 @@ class DataModule(BatchSource):
                 num_proc=num_proc,
             )
             aside = left_aside(kind, rows.column_names, columns, path)
-            self.said += [line for line in aside if line not in self.said]
-            index, said = usable(encoded, f"{path} ({name})", source.parts.get(name, ()))
-            self.said += said
+            self.notices += [line for line in aside if line not in self.notices]
+            index, notices = usable(encoded, f"{path} ({name})", source.parts.get(name, ()))
+            self.notices += notices
             if not len(index):
-                raise AiraError(f"No row of {path} ({name}) can be used. {' '.join(said)}")
+                raise AiraError(f"No row of {path} ({name}) can be used. {' '.join(notices)}")
             return Split(rows, encoded, index)
 
         self.train = load(split)
@@ -186,7 +186,7 @@ class DataModule(BatchSource):
         if exclude:
             first, last = np.isin(self.train.prompts, forbidden)
             kept = ~(first | last)
-            self.said.append(f"{path} ({split}): excluded {np.sum(~kept)} of {len(kept)} rows by data.exclude.")
+            self.notices.append(f"{path} ({split}): excluded {np.sum(~kept)} of {len(kept)} rows by data.exclude.")
             if not kept.any():
                 raise AiraError(f"data.exclude={list(exclude)} leaves no row of {path} ({split}).")
             self.train = self.train.part(np.flatnonzero(kept))
@@ -195,13 +195,13 @@ class DataModule(BatchSource):
             first, last = np.isin(self.validation.prompts, self.train.prompts)
             shared = first | last
             if shared.any():
-                self.said.append(
+                self.notices.append(
                     f"{path} ({validation_split}): {shared.sum()} of {len(shared)} rows have a prompt or a text that "
                     f"also stands in {split}, so what is measured there is no measure of new ones."
                 )
         else:
             if validation_split not in (split, "validation"):
-                self.said.append(
+                self.notices.append(
                     f"{path} has no split '{validation_split}' for data.validation_split. It has: "
                     f"{', '.join(source.splits)}. A part of {split} is held out."
                 )
@@ -211,11 +211,11 @@ class DataModule(BatchSource):
         self.rows_key = hashlib.sha256(b"-".join([self.key.encode(), *parts])).hexdigest()
         if kind in ("labelled", "harmful"):
             for name, part in (("training", self.train), ("validation", self.validation)):
-                self.said.append(f"{path}, {name}: {self._classes(part)}.")
+                self.notices.append(f"{path}, {name}: {self._classes(part)}.")
         if kind == "labelled" and len(np.unique(self.train.labels)) < 2:
             raise AiraError(
                 f"{path}: all training rows have the same label; a classifier needs two. Check data.labels. "
-                + " ".join(self.said)
+                + " ".join(self.notices)
             )
 
     def _classes(self, split: Split) -> str:
@@ -225,12 +225,14 @@ class DataModule(BatchSource):
         if column is None:
             return f"{len(split)} pairs of a harmless and a toxic text"
         if isinstance(column, list):
-            told = {"toxic": f"any of {', '.join(column)} is above 0", "harmless": "none of them is"}
-            return "; ".join(f"{kind}, where {told[kind]}: {count}" for kind, count in Counter(classes).most_common())
+            meaning = {"toxic": f"any of {', '.join(column)} is above 0", "harmless": "none of them is"}
+            return "; ".join(
+                f"{kind}, where {meaning[kind]}: {count}" for kind, count in Counter(classes).most_common()
+            )
         names = named_classes(split.rows.features).get(column)
         cells = split.rows.select_columns(column if column in split.rows.column_names else column.split(".")[0])
-        found = [pick(row, column) for row in cells.select(split.index)]
-        shown = [f"{cell} ({names[cell]})" if names else str(cell) for cell in found]
+        values = [pick(row, column) for row in cells.select(split.index)]
+        shown = [f"{cell} ({names[cell]})" if names else str(cell) for cell in values]
         counts = Counter(zip(shown, classes, strict=True)).most_common()
         return "; ".join(f"label {cell} is {kind} in {count} rows" for (cell, kind), count in counts)
 
@@ -240,7 +242,7 @@ class DataModule(BatchSource):
         encoded = encode(self.tokenizer, example.conversations[:1], sys.maxsize, "response")
         if ends.isdisjoint(compress(encoded["branches"][0], encoded["scored"][0])):
             names = " or ".join(self.tokenizer.convert_ids_to_tokens(sorted(ends))) or "the tokenizer has none"
-            self.said.append(
+            self.notices.append(
                 f"{self.path}: the chat template writes no end token ({names}) after an answer, so the model will not "
                 "learn to stop. Let the template write one, or take model.template=aira."
             )
@@ -256,7 +258,7 @@ class DataModule(BatchSource):
         _, component = connected_components(coo_array((np.ones(count), (edges[0], edges[1])), shape), directed=False)
         group = component[edges[0]]
         if group.max() == 0:
-            self.said.append(f"{self.path}: all rows have the same prompt, so those held out share it.")
+            self.notices.append(f"{self.path}: all rows have the same prompt, so those held out share it.")
             group = np.arange(count)
         sizes = np.bincount(group)
         order = np.random.default_rng(self.seed).permutation(len(sizes))
@@ -268,15 +270,15 @@ class DataModule(BatchSource):
         keys = []
         for file in files:
             source = read(file, cache_dir=cache_dir, key="data.exclude")
-            self.said += source.said
+            self.notices += source.notices
             for rows in source.splits.values():
-                found = self._asked(rows, file)
-                keys += [key for each in found for key in each]
-                missing = sum(not each for each in found)
-                if missing == len(found):
+                asked = self._asked(rows, file)
+                keys += [key for each in asked for key in each]
+                missing = sum(not each for each in asked)
+                if missing == len(asked):
                     raise AiraError(f"data.exclude: no row of {file} has a prompt or a text. Check data.columns.")
                 if missing:
-                    self.said.append(f"{file}: {missing} of {len(found)} rows have no prompt or text to exclude.")
+                    self.notices.append(f"{file}: {missing} of {len(asked)} rows have no prompt or text to exclude.")
         return np.array(keys, dtype=np.int64)
 
     def _asked(self, rows: Dataset, file: str) -> list[list[int]]:
@@ -290,7 +292,7 @@ class DataModule(BatchSource):
         except AiraError:
             if not columns:
                 raise
-        found, classes = [], named_classes(rows.features)
+        asked, classes = [], named_classes(rows.features)
         for row in rows:
             keys: list[int] = []
             with contextlib.suppress(BadRow, AiraError):
@@ -300,8 +302,8 @@ class DataModule(BatchSource):
             for column in () if keys else columns:
                 with contextlib.suppress(BadRow):
                     keys.append(asked_key(pick(row, column)))
-            found.append(keys)
-        return found
+            asked.append(keys)
+        return asked
 
     def examples(self, split: Split, chosen: Sequence[int] | np.ndarray) -> list[Example]:
         """Rows of a split as examples, to be shown or answered.
@@ -340,8 +342,8 @@ class DataModule(BatchSource):
             start=start,
             rank=self.trainer.global_rank,
             ranks=self.trainer.world_size,
-            even=same_number_of_rows(self.trainer),
-            read=split.tokens,
+            equal_rows=needs_equal_rows(self.trainer),
+            input_tokens=split.tokens,
         )
         return DataLoader(
             _Steps(split, self.tokenizer.pad_token_id or 0, separator_id(self.tokenizer), self.padded),  # type: ignore[arg-type]

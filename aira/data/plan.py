@@ -12,17 +12,17 @@ class Step(NamedTuple):
 
     number: int
     rows: list[list[int]]  # example indices of each forward pass of this rank
-    own: int  # how many of the rows count; the others are run for nothing, since other ranks wait for this one
+    real_rows: int  # the first ones; padding rows follow, which count for nothing and are run since other ranks wait
     examples: int
     tokens: int  # scored tokens
-    read: int  # all tokens that the model reads, neither padding nor those of rows that do not count
+    input_tokens: int  # all tokens that the model reads, but for padding
 
 
-def deal(batch: np.ndarray, lengths: np.ndarray, ranks: int) -> list[list[int]]:
+def balance(batch: np.ndarray, lengths: np.ndarray, ranks: int) -> list[list[int]]:
     """Deal a batch to ranks, longest example first, each to the rank that has the fewest tokens so far.
 
     Returns:
-        Example indices of each rank, longest first. Ties are broken by index, so every rank deals alike.
+        Example indices of each rank, longest first. Ties are broken by index, so every rank does alike.
     """
     order = batch[np.lexsort((batch, -lengths[batch]))]
     shares: list[list[int]] = [[] for _ in range(ranks)]
@@ -74,8 +74,8 @@ class Plan(Sampler[Step]):
         tokens_per_row: see `fill_rows`.
         steps: how many steps the whole run has.
         start: the first step to run.
-        even: give every rank as many rows, for strategies under which each forward pass needs all ranks.
-        read: [examples] tokens of each example without padding; None where there is none, so they are `lengths`.
+        equal_rows: give every rank as many rows, for strategies under which each forward pass needs all ranks.
+        input_tokens: [examples] tokens of each example without padding; None for `lengths`, where there is none.
     """
 
     def __init__(
@@ -92,15 +92,16 @@ class Plan(Sampler[Step]):
         start: int = 0,
         rank: int = 0,
         ranks: int = 1,
-        even: bool = False,
-        read: np.ndarray | None = None,
+        equal_rows: bool = False,
+        input_tokens: np.ndarray | None = None,
     ) -> None:
-        self.lengths, self.scored, self.read = lengths, scored, lengths if read is None else read
+        self.lengths, self.scored = lengths, scored
+        self.input_tokens = lengths if input_tokens is None else input_tokens
         self.batch_size, self.tokens_per_row, self.padded = batch_size, tokens_per_row, padded
         self.shuffle, self.seed, self.rank, self.ranks = shuffle, seed, rank, ranks
         self.steps_per_epoch = -(-len(lengths) // batch_size)
         self.steps = self.steps_per_epoch if steps is None else steps
-        self.start, self.even = start, even
+        self.start, self.equal_rows = start, equal_rows
 
     def __len__(self) -> int:
         return self.steps
@@ -117,16 +118,16 @@ class Plan(Sampler[Step]):
 
     def step(self, number: int, batch: np.ndarray) -> Step:
         """This rank's part of the batch of one step."""
-        shares = deal(batch, self.lengths, self.ranks)
+        shares = balance(batch, self.lengths, self.ranks)
         rows = self._rows(shares[self.rank])
-        least = max(len(self._rows(share)) for share in shares) if self.even else 1
+        least = max(len(self._rows(share)) for share in shares) if self.equal_rows else 1
         return Step(
             number=number,
             rows=rows + (rows[-1:] or [[int(batch[0])]]) * (least - len(rows)),
-            own=len(rows),
+            real_rows=len(rows),
             examples=len(batch),
             tokens=int(self.scored[batch].sum()),
-            read=int(self.read[batch].sum()),
+            input_tokens=int(self.input_tokens[batch].sum()),
         )
 
     def _rows(self, share: list[int]) -> list[list[int]]:

@@ -16,7 +16,7 @@ from aira.errors import AiraError, nearest
 from aira.files import override
 
 Message = dict[str, str]
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
@@ -71,7 +71,7 @@ def reason_in(problem: str) -> str:
     return problem.partition(" (")[0]
 
 
-def pick(row: Row, column: str | list[str]) -> Any:
+def pick(row: Record, column: str | list[str]) -> Any:
     """Read a column, by its name, by a dotted path into it (`answers.0.text`), or several joined by blank lines.
 
     Raises:
@@ -100,7 +100,7 @@ def _blank(value: Any) -> bool:
     return value is None or bool(value != value)
 
 
-def text(row: Row, name: str) -> str:
+def text(row: Record, name: str) -> str:
     """A column that must be non-empty text; a number, or true or false, is the text that JSON has for it."""
     value = row[name]
     if _blank(value):
@@ -208,14 +208,14 @@ def transcript(whole: str) -> list[Message]:
     return conversation(found)
 
 
-def instruction(row: Row) -> Example:
+def instruction(row: Record) -> Example:
     """One conversation, from {prompt, completion} or {conversations}."""
     if "conversations" in row:
         return Example([conversation(row["conversations"])])
     return Example([[_turn("user", text(row, "prompt")), _turn("assistant", text(row, "completion"))]])
 
 
-def preference(row: Row) -> Example:
+def preference(row: Record) -> Example:
     """A conversation that ends with the chosen response, and one that ends with the rejected one.
 
     Responses are texts, turns, or lists of turns; prompts too. Without a prompt, `chosen` and `rejected` are whole
@@ -249,7 +249,7 @@ def preference(row: Row) -> Example:
     return Example([conversation(chosen), conversation(rejected)], margin=finite(row.get("margin") or 0, "margin"))
 
 
-def labelled(row: Row) -> Example:
+def labelled(row: Record) -> Example:
     """A text with its class, from {text, label}, or a harmless and a harmful text, from {harmless, harmful}.
 
     Raises:
@@ -416,7 +416,7 @@ class Schema(NamedTuple):
     """A kind of data."""
 
     columns: tuple[tuple[str, ...], ...]  # the sets of columns that it may have
-    example: Callable[[Row], Example]
+    example: Callable[[Record], Example]
     optional: tuple[str, ...] = ()  # columns that are read where they are there
 
 
@@ -517,7 +517,7 @@ def _called(name: str, available: Sequence[str]) -> str | None:
 
 def read_example(
     kind: str,
-    row: Row,
+    row: Record,
     mapping: dict[str, Any],
     labels: Mapping[str, int | None] | None = None,
     names: Mapping[str, Sequence[str]] | None = None,

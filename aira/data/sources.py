@@ -11,7 +11,7 @@ import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 
 from aira.data.layout import FORMATS, arrange, check_regular, format_of, walk
-from aira.data.tables import READER, Parts, content, parts, table
+from aira.data.tables import READER, Parts, file_hash, parts, table
 from aira.errors import AiraError, reason_of
 from aira.files import check_exists, content_hash, matched, no_room
 from aira.hub import OFFLINE, reach_hub
@@ -24,8 +24,8 @@ class Source:
     name: str
     splits: DatasetDict
     key: str
-    said: list[str] = field(default_factory=list)
-    """What is to be told: files that were left out, and why."""
+    notices: list[str] = field(default_factory=list)
+    """Lines to be printed: files that were left out, and why."""
     parts: dict[str, Parts] = field(default_factory=dict)
     """The files of each split that is of several; see `aira.data.tables.place`."""
 
@@ -40,7 +40,7 @@ class Source:
         """
         if name not in self.splits:
             has = f"{self.name} has no split '{name}'. It has: {', '.join(self.splits)}. Set {key}=."
-            raise AiraError(" ".join([has, *self.said]))
+            raise AiraError(" ".join([has, *self.notices]))
         if not len(self.splits[name]):
             raise AiraError(f"{self.name}: the split '{name}' is empty.")
         return self.splits[name]
@@ -83,9 +83,9 @@ def read(
     if glob.has_magic(path):
         found = matched(path)
         base = Path(os.path.commonpath([file.parent for file in found]))
-        splits, said = arrange(path, base, found)
+        splits, notices = arrange(path, base, found)
         names = ", ".join(str(file.relative_to(base)) for file in found[:5]) + (", …" if len(found) > 5 else "")
-        return _local(path, splits, [f"{path}: matched {len(found)} files: {names}.", *said], base, cache_dir)
+        return _local(path, splits, [f"{path}: matched {len(found)} files: {names}.", *notices], base, cache_dir)
     reach_hub()
     try:
         hub = load_dataset(path, revision=revision, data_dir=folder)
@@ -101,7 +101,7 @@ def read(
 
 
 def _local(
-    path: str, splits: dict[str, list[Path]], said: list[str], base: Path | None, cache_dir: str | None
+    path: str, splits: dict[str, list[Path]], notices: list[str], base: Path | None, cache_dir: str | None
 ) -> Source:
     """Read files by split; what was read before, by the same names and bytes, is taken from the kept tables.
 
@@ -114,7 +114,7 @@ def _local(
         for file in files:
             check_regular(file)
         names = [str(file.relative_to(base)) if base else format_of(file) + file.suffix.lower() for file in files]
-        contents = [content(file) for file in files]
+        contents = [file_hash(file) for file in files]
         keys[split] = hashlib.sha256(json.dumps([READER, names, contents]).encode()).hexdigest()
         kept = folder / f"{keys[split][:32]}.arrow"
         try:
@@ -126,4 +126,4 @@ def _local(
                 f"{problem} for the table of {path} in {folder}. cache_dir=<folder> puts it elsewhere."
             ) from error
         several[split] = parts(files, kept)
-    return Source(path, DatasetDict(tables), hashlib.sha256(json.dumps(keys).encode()).hexdigest(), said, several)
+    return Source(path, DatasetDict(tables), hashlib.sha256(json.dumps(keys).encode()).hexdigest(), notices, several)

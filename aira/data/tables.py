@@ -33,7 +33,7 @@ def table(path: str, files: list[Path], contents: list[str], kept: Path) -> Data
 
     Args:
         path: as the user named the data, for messages.
-        contents: of the files, by `content`.
+        contents: of the files, by `file_hash`.
         kept: the table's file, whose name changes with contents, names and `READER`.
 
     Raises:
@@ -50,7 +50,7 @@ def table(path: str, files: list[Path], contents: list[str], kept: Path) -> Data
     return _kept(kept)
 
 
-def content(file: Path) -> str:
+def file_hash(file: Path) -> str:
     """A hash of the bytes of a file.
 
     Raises:
@@ -74,9 +74,9 @@ def parts(files: list[Path], kept: Path) -> Parts:
     return list(zip(files, counts, strict=True))
 
 
-def place(found: Parts, index: int) -> str:
+def place(files: Parts, index: int) -> str:
     """Where a row of a split, counted from 0, stands: its number in its file, from 1 on, and which file it is."""
-    for file, count in found:
+    for file, count in files:
         if index < count:
             return f"row {index + 1} of {file}"
         index -= count
@@ -122,7 +122,7 @@ def _write(path: str, files: list[Path], contents: list[str], target: Path) -> N
                     raise AiraError(f"{file}: there is no row in it.")
                 counts.append(rows)
         for file, before in zip(files, contents, strict=True):
-            if content(file) != before:
+            if file_hash(file) != before:
                 raise AiraError(f"{file} changed while it was read. Start again once it is written.")
         write_whole(target.with_suffix(".json"), json.dumps(counts))
         part.replace(target)
@@ -212,17 +212,17 @@ def _column(forms: set[Any]) -> Any:
 
 def _regular(forms: Iterable[Any]) -> Any:
     """The type that all of some forms have; None where they have none in common."""
-    found = set(forms) - {"empty"}
-    if not found:
+    kinds = set(forms) - {"empty"}
+    if not kinds:
         return Value("string")
-    if all(isinstance(form, str) for form in found):
-        return Value(next(iter(found))) if len(found) == 1 and MIXED not in found else None
-    if any(isinstance(form, str) for form in found) or len({form[0] for form in found}) > 1:
+    if all(isinstance(form, str) for form in kinds):
+        return Value(next(iter(kinds))) if len(kinds) == 1 and MIXED not in kinds else None
+    if any(isinstance(form, str) for form in kinds) or len({form[0] for form in kinds}) > 1:
         return None
-    if next(iter(found))[0] == "list":
-        inner = _regular(frozenset().union(*(form[1] for form in found)))
+    if next(iter(kinds))[0] == "list":
+        inner = _regular(frozenset().union(*(form[1] for form in kinds)))
         return inner and List(inner)
-    parts = [dict(form[1]) for form in found]
+    parts = [dict(form[1]) for form in kinds]
     if not parts[0] or any(part.keys() != parts[0].keys() for part in parts) or "\0" in "".join(parts[0]):
         return None
     made = {name: _regular(part[name] for part in parts) for name in parts[0]}
@@ -260,8 +260,8 @@ def _check_same(first: Path, columns: Iterable[str], file: Path, own: Iterable[s
 
 def _parquet(files: list[Path]) -> tuple[Features, Batches]:
     """The columns of parquet files, with the names of classes where the datasets library wrote them."""
-    found = [_opened(file) for file in files]
-    schemas = [one.schema_arrow for one in found]
+    opened = [_opened(file) for file in files]
+    schemas = [one.schema_arrow for one in opened]
     for file, schema in zip(files, schemas, strict=True):
         names = schema.names
         bad = [f"two columns have the name {name}" for name in names if names.count(name) > 1]

@@ -255,13 +255,13 @@ SETTINGS = (
 """What a tokenizer reads and writes by, beside its file, its special tokens and its chat template."""
 
 
-def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of all that a tokenizer makes of a conversation, and of ids; not of where it was read from."""
     file = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}  # of the last call
     settings = {name: getattr(tokenizer, name) for name in SETTINGS}
     special = [tokenizer.special_tokens_map, tokenizer.all_special_tokens]
-    told = [type(tokenizer).__name__, file, settings, special, tokenizer.chat_template]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    identity = [type(tokenizer).__name__, file, settings, special, tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -357,7 +357,7 @@ def tokenize(
         keys = {"prompt": prompt_key(example), "last": last_key(example)}
         return encoded | keys | {"labels": list(example.labels), "margin": example.margin}
 
-    told = [
+    identity = [
         ENCODER,
         versions("tokenizers", "transformers", "datasets", "jinja2"),
         sorted(FEATURES),
@@ -370,9 +370,9 @@ def tokenize(
         padded,
         class_names(labels),
         names,
-        tokenizer_content(tokenizer),
+        tokenizer_hash(tokenizer),
     ]
-    fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(cache_dir).expanduser() / "tokenized"
     folder.mkdir(parents=True, exist_ok=True)
     (disable_progress_bar if len(rows) < 10_000 else enable_progress_bar)()
@@ -392,9 +392,9 @@ def tokenize(
             folder / f"{fingerprint}.lock"
         ):  # of several processes one makes the table; a kill frees the lock
             try:
-                found: Dataset = mapped(load_from_cache_file=True)
-                if len(found) == len(rows):
-                    return found
+                kept: Dataset = mapped(load_from_cache_file=True)
+                if len(kept) == len(rows):
+                    return kept
             except (pa.ArrowInvalid, OSError) as error:
                 if no_room(error):
                     raise
@@ -410,7 +410,7 @@ def tokenize(
 
 
 MOST_REASONS = 10
-"""Reasons for dropping rows that are told one by one."""
+"""Reasons for dropping rows that are identity one by one."""
 
 
 def usable(encoded: Dataset, source: str, parts: Parts = ()) -> tuple[np.ndarray, list[str]]:
@@ -423,21 +423,21 @@ def usable(encoded: Dataset, source: str, parts: Parts = ()) -> tuple[np.ndarray
     bad = pc.not_equal(problems, "")
     where = np.flatnonzero(bad.to_numpy())
     reasons = [reason_in(problem)[:200] for problem in problems.filter(bad).to_pylist()]
-    said = []
+    notices = []
     counts = Counter(reasons).most_common()
     for reason, count in counts[:MOST_REASONS]:
         first = where[reasons.index(reason)]
-        said.append(f"{source}: dropped {count} of {len(problems)} rows: {reason} (first: {place(parts, first)}).")
+        notices.append(f"{source}: dropped {count} of {len(problems)} rows: {reason} (first: {place(parts, first)}).")
     if others := counts[MOST_REASONS:]:
         count = sum(count for _, count in others)
-        said.append(f"{source}: dropped {count} of {len(problems)} rows for {len(others)} other reasons.")
+        notices.append(f"{source}: dropped {count} of {len(problems)} rows for {len(others)} other reasons.")
     cut = pc.sum(encoded.data.column("cut")).as_py()
     if cut:
-        said.append(f"{source}: cut {cut} of {len(problems)} rows to data.max_length.")
+        notices.append(f"{source}: cut {cut} of {len(problems)} rows to data.max_length.")
     control = np.flatnonzero(encoded.data.column("control").to_numpy())
     if len(control):
-        said.append(
+        notices.append(
             f"{source}: {len(control)} of {len(problems)} rows have names of the tokenizer's control tokens in their "
             f"text (first: {place(parts, control[0])}); they are plain text there."
         )
-    return np.flatnonzero(~bad.to_numpy()), said
+    return np.flatnonzero(~bad.to_numpy()), notices

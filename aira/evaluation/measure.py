@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aira.config.schema import Evaluate, Suite
 from aira.data.schemas import HARMLESS, TOXIC, BadRow, Example
-from aira.data.tokenize import tokenizer_content
+from aira.data.tokenize import tokenizer_hash
 from aira.data.trees import Tree
 from aira.environment import versions
 from aira.errors import AiraError
@@ -241,7 +241,7 @@ def store(settings: Evaluate, model: PreTrainedModel, tokenizer: PreTrainedToken
     suite = settings.eval
     parts = [
         weights_hash(model),
-        tokenizer_content(tokenizer),
+        tokenizer_hash(tokenizer),
         model.device.type,
         versions("torch", "transformers", "tokenizers", "lm_eval"),
         *(suite.precision, suite.max_length, suite.chat_template),

@@ -270,4 +270,4 @@ def scorer_rows(
         except AiraError as error:
             raise AiraError(f"{source.name}, row {number + 1}: {error}") from error
         found.append(ScorerRow(number, example, prompt_key(example)))
-    return found, source.said + [f"{task}: dropped {count} rows: {reason}." for reason, count in dropped.items()]
+    return found, source.notices + [f"{task}: dropped {count} rows: {reason}." for reason, count in dropped.items()]

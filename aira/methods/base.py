@@ -113,8 +113,8 @@ class Method(pl.LightningModule):
             for i, row in enumerate(batch.rows):
                 with contextlib.nullcontext() if i == len(batch.rows) - 1 else self._no_sync():
                     loss, more = self(self.row_loss, row, totals)
-                    self.manual_backward(loss * scale * (i < batch.own))
-                _add(sums, {"loss": loss.detach(), **more}, i < batch.own)
+                    self.manual_backward(loss * scale * (i < batch.real_rows))
+                _add(sums, {"loss": loss.detach(), **more}, i < batch.real_rows)
         reduced = self._reduced(sums)
         if not math.isfinite(reduced["loss"]):
             raise AiraError(
@@ -213,7 +213,7 @@ class Method(pl.LightningModule):
         with self.casts():
             for i, row in enumerate(batch.rows):
                 loss, more = self(self.row_loss, row, totals)
-                _add(sums, {"loss": loss, **more}, i < batch.own)
+                _add(sums, {"loss": loss, **more}, i < batch.real_rows)
         for name, value in self._reduced(sums).items():
             self.validation_sums[name] = self.validation_sums.get(name, 0.0) + value
         self.validation_count += totals[self.unit]
@@ -256,7 +256,7 @@ class Method(pl.LightningModule):
         sums: Sums = {}
         with torch.no_grad(), self.casts():
             for i, row in enumerate(batch.rows):
-                _add(sums, self(self.row_statistics, row), i < batch.own)
+                _add(sums, self(self.row_statistics, row), i < batch.real_rows)
         return totals | self._reduced(sums)
 
     def _seed_dropout(self, batch: Batch) -> None:

@@ -64,7 +64,9 @@ class DPO(Method):
         """
         other = self._other.pop() if self._other else None
         wanted = self.loss not in REFERENCE_FREE
-        told = weights_hash((other or self).model) if wanted and self.global_rank == 0 else ""  # of them as a whole
+        reference_hash = (
+            weights_hash((other or self).model) if wanted and self.global_rank == 0 else ""
+        )  # of them as a whole
         super().configure_model()
         if not wanted:
             return
@@ -77,14 +79,16 @@ class DPO(Method):
 
         def compute(row: Row) -> Tensor:
             with torch.no_grad(), self.trainer.precision_plugin.val_step_context(), self.casts():
-                found: Tensor = other(row) if other else self(self._summed, row)
-                return found
+                log_probs: Tensor = other(row) if other else self(self._summed, row)
+                return log_probs
 
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         folder = Path(self.cache_dir).expanduser() / "reference"
         parts = [("training", data.train), ("validation", data.validation)]
         for name, split in parts[: 2 if self.trainer.limit_val_batches else 1]:
-            split.reference = reference_log_probs(compute, told, sharded, data, split, self.trainer, folder, name)
+            split.reference = reference_log_probs(
+                compute, reference_hash, sharded, data, split, self.trainer, folder, name
+            )
         if isinstance(module, FSDPModule):
             module.reshard()  # what runs last stays gathered
         module.train(training)

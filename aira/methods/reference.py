@@ -73,8 +73,10 @@ def reference_key(model: str, precision: str, device: str, sharded: bool, split:
         precision: as Lightning names it.
         device: its type.
     """
-    told = f"{model} {precision} {device} {sharded} {versions('torch', 'transformers')} {split.encoded._fingerprint}"
-    return hashlib.sha256(told.encode() + split.index.tobytes()).hexdigest()[:32]
+    identity = (
+        f"{model} {precision} {device} {sharded} {versions('torch', 'transformers')} {split.encoded._fingerprint}"
+    )
+    return hashlib.sha256(identity.encode() + split.index.tobytes()).hexdigest()[:32]
 
 
 def reference_log_probs(
@@ -106,19 +108,19 @@ def reference_log_probs(
     kept = trainer.strategy.broadcast(_read(file) if trainer.is_global_zero else None)
     if kept is not None:
         return kept
-    found: dict[int, list[float]] = {}
+    by_index: dict[int, list[float]] = {}
     for batch in tqdm(
         data.once(split), f"Reference log-probs, {name}", disable=not trainer.is_global_zero, leave=False
     ):
-        sums = [compute(trainer.strategy.batch_to_device(row)) for row in batch.rows][: batch.own]
+        sums = [compute(trainer.strategy.batch_to_device(row)) for row in batch.rows][: batch.real_rows]
         if sums:
             together = torch.cat(sums).reshape(len(batch.indices), -1)
-            found |= zip(batch.indices, together.tolist(), strict=True)
+            by_index |= zip(batch.indices, together.tolist(), strict=True)
     if trainer.world_size > 1:
         shares: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(shares, found)
-        found = {index: values for share in shares for index, values in share.items()}
-    result = np.array([found[int(index)] for index in split.index], dtype=np.float32)
+        torch.distributed.all_gather_object(shares, by_index)
+        by_index = {index: values for share in shares for index, values in share.items()}
+    result = np.array([by_index[int(index)] for index in split.index], dtype=np.float32)
     wrong = split.index[~np.isfinite(result).all(1)]
     if len(wrong):
         raise AiraError(

@@ -38,30 +38,30 @@ class Reward(Scorer):
         super().__init__(model, optimizer, schedule, seed, tokenizer=tokenizer)
         self.label_smoothing, self.center = label_smoothing, center_rewards_coefficient
 
-    def loss_of(self, found: Tensor, row: Row) -> tuple[Tensor, Sums]:
+    def loss_of(self, scores: Tensor, row: Row) -> tuple[Tensor, Sums]:
         """-log sigma(chosen - rejected - margin), with TRL's names for what is reported."""
         assert row.margin is not None
-        losses = bradley_terry(found[:, 0] - found[:, 1] - row.margin, self.label_smoothing)
+        losses = bradley_terry(scores[:, 0] - scores[:, 1] - row.margin, self.label_smoothing)
         if self.center:
-            losses = losses + self.center * found.sum(1) ** 2
-        return losses.sum(), pair_sums(found)
+            losses = losses + self.center * scores.sum(1) ** 2
+        return losses.sum(), pair_sums(scores)
 
-    def measured(self, found: Tensor, labels: Tensor) -> dict[str, float]:
+    def measured(self, scores: Tensor, labels: Tensor) -> dict[str, float]:
         """Extremes, and the calibration error of sigma(chosen - rejected) as the probability that chosen wins."""
         return {
-            "min_reward": found.min().item(),
-            "max_reward": found.max().item(),
-            "calibration_error": pair_calibration_error(found),
+            "min_reward": scores.min().item(),
+            "max_reward": scores.max().item(),
+            "calibration_error": pair_calibration_error(scores),
         }
 
 
-def pair_sums(found: Tensor) -> Sums:
+def pair_sums(scores: Tensor) -> Sums:
     """What is reported of pairs, summed.
 
     Args:
-        found: [P, 2] scores of the better and of the worse.
+        scores: [P, 2] of the better and of the worse.
     """
-    better, worse = found.detach().unbind(1)
+    better, worse = scores.detach().unbind(1)
     return {
         "accuracy": (better > worse).float().sum(),
         "margin": (better - worse).sum(),
@@ -71,16 +71,16 @@ def pair_sums(found: Tensor) -> Sums:
     }
 
 
-def pair_calibration_error(found: Tensor) -> float:
+def pair_calibration_error(scores: Tensor) -> float:
     """Expected calibration error (Guo et al., 2017), 10 bins: confidence in the likelier response against accuracy.
 
     Args:
-        found: [P, 2] scores of the better and of the worse.
+        scores: [P, 2] of the better and of the worse.
 
     Returns:
         The error; NaN of no pairs.
     """
-    if not len(found):
+    if not len(scores):
         return math.nan
-    difference = found[:, 0] - found[:, 1]
+    difference = scores[:, 0] - scores[:, 1]
     return binary_calibration_error(torch.sigmoid(difference.abs()), (difference > 0).long(), n_bins=10).item()

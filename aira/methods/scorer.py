@@ -24,29 +24,29 @@ class Scorer(Method):
     undefined: dict[str, str]
     """Metrics that the last validation does not define, with the reason."""
 
-    def loss_of(self, found: Tensor, row: Row) -> tuple[Tensor, Sums]:
+    def loss_of(self, scores: Tensor, row: Row) -> tuple[Tensor, Sums]:
         """The loss summed over the row's examples, and further sums.
 
         Args:
-            found: [trees, branches of each] scores.
+            scores: [trees, branches of each].
         """
         raise NotImplementedError
 
-    def measured(self, found: Tensor, labels: Tensor) -> dict[str, float]:
+    def measured(self, scores: Tensor, labels: Tensor) -> dict[str, float]:
         """Metrics of the whole validation set.
 
         Args:
-            found: [examples, branches of each] scores.
+            scores: [examples, branches of each].
             labels: [examples, branches] classes; no columns where the data has none.
         """
         raise NotImplementedError
 
     def row_loss(self, row: Row, totals: Totals) -> tuple[Tensor, Sums]:
         """Score the row's branches, and keep the scores of a validation."""
-        found = scores(self.model, row).reshape(int(row.tree[-1]) + 1, -1)
+        by_tree = scores(self.model, row).reshape(int(row.tree[-1]) + 1, -1)
         if not self.training:
-            self._batch.append(found.detach())
-        return self.loss_of(found, row)
+            self._batch.append(by_tree.detach())
+        return self.loss_of(by_tree, row)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the scores of the validation before."""
@@ -58,8 +58,8 @@ class Scorer(Method):
         """Keep which row got which scores."""
         self._batch: list[Tensor] = []
         super().validation_step(batch, index)
-        if batch.own:
-            self._kept.append((batch.indices, torch.cat(self._batch[: batch.own]).tolist()))
+        if batch.real_rows:
+            self._kept.append((batch.indices, torch.cat(self._batch[: batch.real_rows]).tolist()))
 
     def validation_metrics(self) -> dict[str, float]:
         """Bring the scores of all ranks together, and measure them as a whole.
@@ -71,8 +71,8 @@ class Scorer(Method):
         if self.trainer.world_size > 1:
             shares = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(shares, self._kept)
-        found = {i: values for share in shares for rows, part in share for i, values in zip(rows, part, strict=True)}
-        self.indices, self.scores = np.array(list(found)), np.array(list(found.values()))
+        by_row = {i: values for share in shares for rows, part in share for i, values in zip(rows, part, strict=True)}
+        self.indices, self.scores = np.array(list(by_row)), np.array(list(by_row.values()))
         wrong = self.indices[~np.isfinite(self.scores).all(1)]
         if len(wrong):
             raise AiraError(
@@ -82,10 +82,10 @@ class Scorer(Method):
             )
         split = self.trainer.datamodule.validation  # type: ignore[attr-defined]
         labels = torch.tensor(split.labels_of(self.indices))
-        found = self.measured(torch.from_numpy(self.scores).float(), labels)
+        metrics = self.measured(torch.from_numpy(self.scores).float(), labels)
         for why in dict.fromkeys(self.undefined.values()) if self.trainer.is_global_zero else ():
             names = [name for name, reason in self.undefined.items() if reason == why]
             print(f"Undefined, and left out: {', '.join(f'val/{name}' for name in names)} ({why}).")
         for name in self.undefined:  # Lightning would go on with what the validation before had
             self.trainer.callback_metrics.pop(f"val/{name}", None)
-        return super().validation_metrics() | found
+        return super().validation_metrics() | metrics

@@ -66,30 +66,30 @@ class Toxicity(Scorer):
             weights = (labels.numel() / (2 * torch.bincount(labels.flatten(), minlength=2))).tolist()
         self.weights = torch.tensor(weights or [1.0, 1.0])
 
-    def loss_of(self, found: Tensor, row: Row) -> tuple[Tensor, Sums]:
+    def loss_of(self, scores: Tensor, row: Row) -> tuple[Tensor, Sums]:
         """Binary cross-entropy, averaged over an example's texts, or the loss of pairs.
 
         `accuracy_at_0` takes a text to be toxic where its score is below 0; `accuracy` of a validation goes by the
         threshold that was chosen.
         """
         if self.objective == "pairwise":
-            return bradley_terry(found[:, 0] - found[:, 1]).sum(), _pairs(found)
+            return bradley_terry(scores[:, 0] - scores[:, 1]).sum(), _pairs(scores)
         assert row.labels is not None
-        labels = row.labels.reshape(found.shape)
-        harmless = (labels == HARMLESS).to(found.dtype)
-        weights = self.weights.to(found.device)[labels.long()]
-        losses = binary_cross_entropy_with_logits(found, harmless, weights, reduction="none").mean(1)
-        right = ((found.detach() > 0) == (labels == HARMLESS)).float().mean(1)
+        labels = row.labels.reshape(scores.shape)
+        harmless = (labels == HARMLESS).to(scores.dtype)
+        weights = self.weights.to(scores.device)[labels.long()]
+        losses = binary_cross_entropy_with_logits(scores, harmless, weights, reduction="none").mean(1)
+        right = ((scores.detach() > 0) == (labels == HARMLESS)).float().mean(1)
         return losses.sum(), {"accuracy_at_0": right.sum()}
 
-    def measured(self, found: Tensor, labels: Tensor) -> dict[str, float]:
+    def measured(self, scores: Tensor, labels: Tensor) -> dict[str, float]:
         """Choose the threshold, and measure the classes with it."""
-        labels, found = labels.flatten(), found.flatten()
+        labels, scores = labels.flatten(), scores.flatten()
         there = {"toxic" if one == TOXIC else "harmless" for one in labels.tolist()}
         # by texts of one class, any threshold below or above all of them would be the best
-        threshold = best_threshold(found, labels, self.threshold_by) if len(there) == 2 else 0.0
+        threshold = best_threshold(scores, labels, self.threshold_by) if len(there) == 2 else 0.0
         self.threshold.fill_(threshold)
-        figures = class_metrics(found, labels, threshold)
+        figures = class_metrics(scores, labels, threshold)
         why = "no text was taken to be of a class"
         if len(there) == 1:
             why = f"all validation texts are {there.pop()}, so the threshold is 0; more of them may hold both classes"
@@ -101,23 +101,23 @@ class Toxicity(Scorer):
         unwrap(model).config.threshold = self.threshold.item()
 
 
-def _pairs(found: Tensor) -> Sums:
-    named = pair_sums(found)
+def _pairs(scores: Tensor) -> Sums:
+    named = pair_sums(scores)
     return {"pair_accuracy": named["accuracy"], "margin": named["margin"]}
 
 
-def best_threshold(found: Tensor, labels: Tensor, by: str) -> float:
+def best_threshold(scores: Tensor, labels: Tensor, by: str) -> float:
     """The threshold with the best figure: midway between two neighbouring scores, or beyond all of them.
 
     Args:
-        found: [N] scores, high where a text is harmless.
+        scores: [N], high where a text is harmless.
         labels: [N] classes.
         by: `accuracy`, `balanced_accuracy` or `f1`.
 
     Returns:
         A text is taken to be toxic where its score is below this.
     """
-    values, order = found.double().sort()
+    values, order = scores.double().sort()
     toxic = (labels[order] == TOXIC).double()
     nothing = toxic.new_zeros(1)
     hits = torch.cat([nothing, toxic.cumsum(0)])  # toxic texts among the k lowest, for k from 0 to N
@@ -140,18 +140,18 @@ CLASS_METRICS = (
 """What `class_metrics` gives where all of it is defined."""
 
 
-def class_metrics(found: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
+def class_metrics(scores: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
     """Accuracy, F1, areas under curves, and each class's precision, recall and F1, by torchmetrics.
 
     What is undefined is left out: areas and balanced accuracy where a class has no text, a class's recall and F1 where
     it has none, and its precision where no text is taken to be of it.
 
     Args:
-        found: [N] scores, high where a text is harmless.
+        scores: [N], high where a text is harmless.
         labels: [N] classes.
         threshold: a text is taken to be toxic where its score is below.
     """
-    toxic = (found < threshold).long()
+    toxic = (scores < threshold).long()
     metrics = {"accuracy": binary_accuracy(toxic, labels)} if len(labels) else {}
     for name, cls in (("toxic", TOXIC), ("harmless", HARMLESS)):
         predicted, true = (toxic == cls).long(), (labels == cls).long()
@@ -164,6 +164,6 @@ def class_metrics(found: Tensor, labels: Tensor, threshold: float) -> dict[str, 
         metrics["f1"] = metrics["toxic/f1"]
     if "toxic/f1" in metrics and "harmless/f1" in metrics:
         metrics["balanced_accuracy"] = (metrics["toxic/recall"] + metrics["harmless/recall"]) / 2
-        metrics["auroc"] = binary_auroc(torch.sigmoid(-found.double()), labels)
-        metrics["auprc"] = binary_average_precision(torch.sigmoid(-found.double()), labels)
+        metrics["auroc"] = binary_auroc(torch.sigmoid(-scores.double()), labels)
+        metrics["auprc"] = binary_average_precision(torch.sigmoid(-scores.double()), labels)
     return {name: float(value) for name, value in metrics.items()}

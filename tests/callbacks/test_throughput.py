@@ -90,9 +90,10 @@ def test_padding_is_no_token(tmp_path):
 
 def test_tokens_of_all_ranks():
     """Catches a rank that takes its own tokens, filler rows included, for those of each; worked by hand."""
-    padded, read = np.array([100, 60, 40, 30]), np.array([70, 50, 40, 25])
-    settings = {"batch_size": 4, "tokens_per_row": 60, "shuffle": False, "even": True, "padded": True, "read": read}
-    plans = [Plan(padded, np.zeros(4, int), rank=rank, ranks=3, **settings) for rank in range(3)]
+    padded, inputs = np.array([100, 60, 40, 30]), np.array([70, 50, 40, 25])
+    settings = {"batch_size": 4, "tokens_per_row": 60, "shuffle": False, "equal_rows": True, "padded": True}
+    plans = [Plan(padded, np.zeros(4, int), rank=rank, ranks=3, input_tokens=inputs, **settings) for rank in range(3)]
     (first,), (second,), (third,) = map(list, plans)
-    assert [first.own, second.own, third.own] == [1, 1, 2] and len(first.rows) == len(second.rows) == 2
-    assert first.read == second.read == third.read == 70 + 50 + 40 + 25
+    assert [first.real_rows, second.real_rows, third.real_rows] == [1, 1, 2]
+    assert len(first.rows) == len(second.rows) == 2
+    assert first.input_tokens == second.input_tokens == third.input_tokens == 70 + 50 + 40 + 25

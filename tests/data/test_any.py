@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 
 from aira.data.schemas import SCHEMAS, BadRow, mapped_columns, read_example
 from aira.data.sources import read
-from aira.data.tokenize import encode, tokenizer_content
+from aira.data.tokenize import encode, tokenizer_hash
 from aira.errors import AiraError
 from aira.inference.generation import prompt_ids
 from tests.data.test_continuation import TEMPLATES, made, talk
@@ -129,6 +129,6 @@ def test_keys_of_tokenizers(first, second, one, other):
         tokenizer = made("gpt2", template)
         before = tokenizer.chat_template
         tokenizer.chat_template = before + token
-        keys.append(tokenizer_content(tokenizer))
+        keys.append(tokenizer_hash(tokenizer))
         tokenizer.chat_template = before
     assert (keys[0] == keys[1]) == (TEMPLATES[first] + one == TEMPLATES[second] + other)

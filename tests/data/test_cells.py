@@ -20,7 +20,7 @@ def test_answers_are_text(write, module, form, cells):
     separator = "\t" if form == "tsv" else ","
     table = "".join(separator.join(row) + "\n" for row in (rows[0], *(row.values() for row in rows)))
     made = module(write(f"a.{form}", lines(*rows) if form == "jsonl" else table))
-    assert sorted(talk[1]["content"] for talk in conversations(made)) == sorted(cells) and not made.said
+    assert sorted(talk[1]["content"] for talk in conversations(made)) == sorted(cells) and not made.notices
 
 
 def test_numbers_of_json_are_text(write, module):
@@ -34,7 +34,7 @@ def test_numbers_of_json_are_text(write, module):
     }.items():
         rows = [{"prompt": f"Q{i}", "completion": value} for i, value in enumerate(values)]
         made = module(write("a.jsonl", lines(*rows)))
-        assert sorted(talk[1]["content"] for talk in conversations(made)) == sorted(expected) and not made.said
+        assert sorted(talk[1]["content"] for talk in conversations(made)) == sorted(expected) and not made.notices
 
 
 def test_turns_in_a_cell(write, module):

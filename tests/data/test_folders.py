@@ -103,8 +103,8 @@ def test_folders(write, cache, tmp_path, case):
     fill(write, names)
     source = read(str(tmp_path / "files"), cache_dir=str(cache))
     assert {split: [int(row["a"]) for row in rows] for split, rows in source.splits.items()} == expected
-    assert all(any(part in line for line in source.said) for part in told) and bool(source.said) == bool(told), (
-        source.said
+    assert all(any(part in line for line in source.notices) for part in told) and bool(source.notices) == bool(told), (
+        source.notices
     )
 
 
@@ -164,12 +164,12 @@ def test_rows_are_numbered_by_file(write, module, tmp_path, form):
         table = header + "".join(",".join(row.values()) + "\n" for row in some)
         write(f"{name}.{form}", {"jsonl": lines(*some), "csv": table, "parquet": parquet(some)}[form])
     for _ in range(2):
-        said = str(module(tmp_path / "files").said)
+        said = str(module(tmp_path / "files").notices)
         assert f"dropped 1 of 6 rows: empty completion (first: row 2 of {tmp_path}/files/x/b.{form})" in said
     for damaged in ("", "[1]", '["x", "y"]', "{}"):  # the counts beside the kept table
         for kept in tmp_path.glob("cache/tables/*.json"):
             kept.write_text(damaged)
-        assert "empty completion (first: row 5)" in str(module(tmp_path / "files").said)
+        assert "empty completion (first: row 5)" in str(module(tmp_path / "files").notices)
 
 
 def test_a_label_is_named_by_its_file(write, cache, tmp_path):
@@ -190,11 +190,11 @@ def test_a_label_is_named_by_its_file(write, cache, tmp_path):
 
 
 def test_what_was_left_out_is_told_before_training(write, module, tmp_path):
-    """Catches a notice that is not printed: `DataModule.said` is."""
+    """Catches a notice that is not printed: `DataModule.notices` is."""
     rows = [{"prompt": str(i), "completion": "x"} for i in range(4)]
     write("train.jsonl", rows)
     write("more.jsonl", rows)
-    assert any("left out more.jsonl" in line for line in module(tmp_path / "files").said)
+    assert any("left out more.jsonl" in line for line in module(tmp_path / "files").notices)
 
 
 def test_patterns(write, cache, tmp_path):
@@ -202,7 +202,7 @@ def test_patterns(write, cache, tmp_path):
     fill(write, "part1.jsonl part2.jsonl other.jsonl sub/part3.jsonl")
     source = read(str(tmp_path / "files" / "part*.jsonl"), cache_dir=str(cache))
     assert sorted(row["a"] for row in source.split("train")) == ["0", "1"]
-    assert "matched 2 files: part1.jsonl, part2.jsonl" in source.said[0]
+    assert "matched 2 files: part1.jsonl, part2.jsonl" in source.notices[0]
     assert len(read(str(tmp_path / "files/**/part*.jsonl"), cache_dir=str(cache)).split("train")) == 3
     fill(write, "d[1]/a.jsonl d1/b.jsonl")
     write("d[1]/a.jsonl", number(7))

@@ -98,7 +98,7 @@ def test_hh_rlhf(load):
 def test_webgpt(load):
     """Catches a tie that is trained on, and an answer that is chosen for the lower score."""
     made = load("data=webgpt", "method=dpo", f"data.path={HUB / 'webgpt_comparisons'}")
-    assert len(every(made)) == 5 and "dropped 1 of 6 rows: a tie" in made.said[0]
+    assert len(every(made)) == 5 and "dropped 1 of 6 rows: a tie" in made.notices[0]
     found = {example.conversations[0][0]["content"]: example.conversations for example in every(made)}
     assert found["What is 2 + 3?"] == [
         turns("What is 2 + 3?", "2 + 3 is 5."),
@@ -110,7 +110,7 @@ def test_real_dialogues(load, data_folder):
     """Catches rows of HH-RLHF that the reader does not understand; two of the helpful rows are no pairs."""
     for name, equal in (("hh_rlhf_harmless_base_test", 0), ("hh_rlhf_helpful_base_test", 2)):
         made = load("method=dpo", f"data.path={data_folder / name}.jsonl", max_length=4000)
-        said = " ".join(made.said)
+        said = " ".join(made.notices)
         assert ("dropped 2 of 1700 rows: chosen equals rejected" in said) == bool(equal)
         assert len(every(made)) > 0.97 * {0: 1156, 2: 1700}[equal]
 
@@ -148,7 +148,7 @@ def test_real_rows_are_excluded(load, data_folder):
         texts = {" ".join(row["text"].casefold().split()) for row in csv.DictReader(file)}
     kept = {" ".join(example.conversations[0][0]["content"].casefold().split()) for example in every(made)}
     assert not kept & texts and 15_000 < len(every(made)) < 17_000
-    assert any("by data.exclude" in line for line in made.said)
+    assert any("by data.exclude" in line for line in made.notices)
 
 
 def test_hatecheck(load, data_folder):
@@ -349,12 +349,12 @@ def test_names_of_classes(tmp_path, load, names, labels, expected):
     made = load(*asked, labels=labels)
     found = {example.conversations[0][0]["content"]: example.labels[0] for example in every(made)}
     assert found == {f"t{i}": expected[cell] for i, cell in enumerate(cells) if cell < 2}
-    (told,) = (line for line in made.said if ", training: " in line)
+    (told,) = (line for line in made.notices if ", training: " in line)
     counts = np.bincount(made.train.labels.flatten())
     for i in (0, 1):
         meaning = f"label {i} ({names[i]}) is {('harmless', 'toxic')[expected[i]]} in {counts[expected[i]]} rows"
         assert meaning in told
-    assert ("dropped 4 of 12 rows: data.labels leaves out 'unsure'" in str(made.said)) == (len(names) == 3)
+    assert ("dropped 4 of 12 rows: data.labels leaves out 'unsure'" in str(made.notices)) == (len(names) == 3)
 
 
 def test_labels_of_one_class(write, load):
@@ -372,8 +372,8 @@ def test_rows_that_nobody_has_labelled(write, load):
     made = load("method=toxicity", f"data.path={write('a.jsonl', rows)}", columns={"label": ["a", "b"]})
     found = {example.conversations[0][0]["content"]: example.labels[0] for example in every(made)}
     assert found == {f"t{i}": i % 2 for i in range(12) if i % 2 or i % 3 == 1}
-    assert any("dropped 4 of 12 rows: empty label, or -1 (first: row 1)" in line for line in made.said)
-    assert any("toxic, where any of a, b is above 0: " in line for line in made.said)
+    assert any("dropped 4 of 12 rows: empty label, or -1 (first: row 1)" in line for line in made.notices)
+    assert any("toxic, where any of a, b is above 0: " in line for line in made.notices)
 
 
 SAME = [  # what is read as one prompt: forms of a character, case, spaces, and what is not seen
@@ -423,8 +423,8 @@ def test_a_validation_split_with_training_rows_is_told(load, tmp_path):
         rows = [json.dumps({"prompt": said, "completion": name}) + "\n" for said in asked]
         (tmp_path / f"{name}.jsonl").write_text("".join(rows))
     made = load(f"data.path={tmp_path}")
-    assert "(validation): 2 of 3 rows have a prompt or a text that also stands in train" in str(made.said)
-    assert "also stands in" not in str(load(f"data.path={tmp_path}", validation_split="test").said)
+    assert "(validation): 2 of 3 rows have a prompt or a text that also stands in train" in str(made.notices)
+    assert "also stands in" not in str(load(f"data.path={tmp_path}", validation_split="test").notices)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7])
@@ -440,7 +440,7 @@ def test_a_validation_split_that_is_not_there_is_told(load, write, tmp_path):
     for name in ("train", "dev"):
         write(f"{name}.jsonl", [{"prompt": f"{name} {i}", "completion": "a"} for i in range(4)])
     for split, told in {"dev": True, "tset": True, "validation": False}.items():
-        said = str(load(f"data.path={tmp_path}/files", validation_split=split).said)
+        said = str(load(f"data.path={tmp_path}/files", validation_split=split).notices)
         assert (f"has no split '{split}' for data.validation_split. It has: train, validation." in said) == told
 
 
@@ -474,7 +474,7 @@ def test_excluded_prompts(write, load):
     made = load("method=dpo", f"data.path={path}", exclude=[test])
     asked = {example.conversations[0][0]["content"] for example in every(made)}
     assert asked == {f"Question {i}?" for i in range(8) if i not in (3, 5)}
-    assert any("excluded 2 of 8 rows" in line for line in made.said)
+    assert any("excluded 2 of 8 rows" in line for line in made.notices)
     with pytest.raises(AiraError, match="leaves no row"):
         load("method=dpo", f"data.path={path}", exclude=[path])
     parts = [{"head": f"Question {i}", "tail": "now?", "completion": "a"} for i in range(8)]
@@ -483,7 +483,7 @@ def test_excluded_prompts(write, load):
         columns={"prompt": ["head", "tail"]},
         exclude=[write("t.jsonl", [{"head": "question 3", "tail": "now?"}])],
     )
-    assert any("excluded 1 of 8 rows" in line for line in made.said)
+    assert any("excluded 1 of 8 rows" in line for line in made.notices)
 
 
 def test_excluded_without_an_answer(write, load):
@@ -499,8 +499,8 @@ def test_excluded_without_an_answer(write, load):
         {"conversations": []},
     ]
     made = load(f"data.path={path}", exclude=[write("t.jsonl", asked)])
-    assert any("excluded 4 of 8 rows by data.exclude" in line for line in made.said)
-    assert any("t.jsonl: 2 of 6 rows have no prompt or text to exclude" in line for line in made.said)
+    assert any("excluded 4 of 8 rows by data.exclude" in line for line in made.notices)
+    assert any("t.jsonl: 2 of 6 rows have no prompt or text to exclude" in line for line in made.notices)
     pairs = [{"prompt": f"q{i}", "completion": "a"} for i in range(8)]
     test = [
         {"prompt": "Q1", "completion": ""},
@@ -508,9 +508,9 @@ def test_excluded_without_an_answer(write, load):
         {"prompt": "q9", "completion": "x"},
     ]
     made = load(f"data.path={write('b.jsonl', pairs)}", exclude=[write("u.jsonl", test)])
-    assert any("excluded 2 of 8 rows by data.exclude" in line for line in made.said)
+    assert any("excluded 2 of 8 rows by data.exclude" in line for line in made.notices)
     made = load(f"data.path={write('b.jsonl', pairs)}", exclude=[write("v.jsonl", test[2:])])
-    assert any("excluded 0 of 8 rows by data.exclude" in line for line in made.said)
+    assert any("excluded 0 of 8 rows by data.exclude" in line for line in made.notices)
     with pytest.raises(AiraError, match=r"^data\.exclude=nowhere\.jsonl: there is no such file"):
         load(f"data.path={path}", exclude=["nowhere.jsonl"])
     with pytest.raises(AiraError, match=r"no row of .*w\.jsonl has a prompt or a text"):
@@ -518,7 +518,7 @@ def test_excluded_without_an_answer(write, load):
     texts = [{"text": f"t{i}", "label": i % 2} for i in range(8)]
     test = write("x.jsonl", [{"text": "T3", "label": "weird"}, {"text": "t4", "label": -1}])
     made = load("method=toxicity", f"data.path={write('c.jsonl', texts)}", exclude=[test])
-    assert any("excluded 2 of 8 rows by data.exclude" in line for line in made.said)
+    assert any("excluded 2 of 8 rows by data.exclude" in line for line in made.notices)
 
 
 def test_dialogues_that_go_on_are_held_out_together(write, load, tmp_path):
@@ -533,7 +533,7 @@ def test_dialogues_that_go_on_are_held_out_together(write, load, tmp_path):
     for name, some in {"train": rows[:3], "validation": [{"conversations": turns("Q0", "x")}, rows[9]]}.items():
         write(f"b/{name}.jsonl", some)
     assert "1 of 2 rows have a prompt or a text that also stands in train" in str(
-        load(f"data.path={tmp_path}/files/b").said
+        load(f"data.path={tmp_path}/files/b").notices
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from aira.data.plan import Plan, deal, fill_rows
+from aira.data.plan import Plan, balance, fill_rows
 
 RNG = np.random.default_rng(0)
 LENGTHS = RNG.integers(3, 90, size=53)
@@ -50,12 +50,12 @@ def test_ranks_share_the_batches_of_one(ranks):
     """Catches an example that two ranks train on, or none, and totals that only one rank counts."""
     single = plan(steps=14)
     for whole, *shares in zip(single, *(plan(steps=14, rank=rank, ranks=ranks) for rank in range(ranks)), strict=True):
-        union = [i for share in shares if share.own for i in examples(share)]
+        union = [i for share in shares if share.real_rows for i in examples(share)]
         assert sorted(union) == sorted(examples(whole))
         for share in shares:
-            assert share._replace(rows=[], own=0) == whole._replace(rows=[], own=0)
+            assert share._replace(rows=[], real_rows=0) == whole._replace(rows=[], real_rows=0)
         assert whole.examples == len(union) and whole.tokens == SCORED[union].sum()
-        assert whole.read == LENGTHS[union].sum()
+        assert whole.input_tokens == LENGTHS[union].sum()
 
 
 @pytest.mark.parametrize("start", [1, 6, 7, 10, 13])
@@ -105,12 +105,12 @@ def test_a_rank_without_a_share_has_no_weight():
         list(Plan(lengths, scored, batch_size=2, tokens_per_row=50, shuffle=False, rank=rank, ranks=2))
         for rank in range(2)
     ]
-    assert [[step.own for step in steps] for steps in ranks] == [[1, 1], [1, 0]]
+    assert [[step.real_rows for step in steps] for steps in ranks] == [[1, 1], [1, 0]]
     assert examples(ranks[1][1]) == [2] and ranks[1][1].examples == 1 and ranks[1][1].tokens == 2
 
 
-def test_deal_balances_tokens():
+def test_shares_are_balanced():
     """Catches ranks that wait for one another since one has the long examples."""
     lengths = np.array([90, 10, 80, 20, 50, 50])
-    assert deal(np.array([0, 1, 2, 3, 4, 5]), lengths, 2) == [[0, 5, 1], [2, 4, 3]]
-    assert deal(np.array([5, 4, 3, 2, 1, 0]), lengths, 2) == [[0, 5, 1], [2, 4, 3]]
+    assert balance(np.array([0, 1, 2, 3, 4, 5]), lengths, 2) == [[0, 5, 1], [2, 4, 3]]
+    assert balance(np.array([5, 4, 3, 2, 1, 0]), lengths, 2) == [[0, 5, 1], [2, 4, 3]]

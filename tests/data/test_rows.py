@@ -159,7 +159,7 @@ def test_rows(write, cache, case):
         assert [[type(cell) for cell in row.values()] for row in rows] == [
             [*map(type, row.values())] for row in expected
         ]
-    assert list(source.splits) == ["train"] and not source.said
+    assert list(source.splits) == ["train"] and not source.notices
 
 
 BIG = parquet([{"a": str(i), "b": "x" * 50} for i in range(3000)])

@@ -62,7 +62,7 @@ def test_hub_folder_trains(module, data, language, split):
     made = module(values["path"], **settings)
     question, count = EXPECTED[split]
     found = sorted(conversations(made), key=lambda messages: messages[0]["content"] != question)
-    assert len(made.train) + len(made.validation) == len(found) == count and not made.said
+    assert len(made.train) + len(made.validation) == len(found) == count and not made.notices
     assert found[0][0] == {"role": "user", "content": question}
     assert found[0][1]["role"] == "assistant" and "Paris" in found[0][1]["content"]
     assert {len(messages) for messages in found} == ({2} if data == "aira" else {2, 4})
@@ -243,7 +243,7 @@ def test_columns_that_are_left_aside_are_told_once(write, module):
     rows = [{"prompt": f"q{i}", "completion": "b", "conversations": talk} for i in range(4)]
     write("train.jsonl", rows)
     folder = Path(write("validation.jsonl", rows)).parent
-    assert sum("left aside: conversations" in line for line in module(folder).said) == 1
+    assert sum("left aside: conversations" in line for line in module(folder).notices) == 1
 
 
 def test_mapping_prefers_what_is_there():
@@ -323,8 +323,8 @@ def test_unusable_rows_are_dropped_and_counted(write, module):
     rows = [*ROWS[:2], {"prompt": "a", "completion": " "}, ROWS[2], {"prompt": None, "completion": "b"}, ROWS[3]]
     made = module(write("a.jsonl", [*rows, {"prompt": "c", "completion": ""}]))
     assert len(conversations(made)) == 4
-    assert "dropped 2 of 7 rows: empty completion (first: row 3)." in made.said[0]
-    assert "dropped 1 of 7 rows: empty prompt (first: row 5)." in made.said[1]
+    assert "dropped 2 of 7 rows: empty completion (first: row 3)." in made.notices[0]
+    assert "dropped 1 of 7 rows: empty prompt (first: row 5)." in made.notices[1]
 
 
 def test_unknown_roles_are_dropped_and_counted(write, module):
@@ -333,7 +333,7 @@ def test_unknown_roles_are_dropped_and_counted(write, module):
     rows = [{"conversations": turns} for turns in (good, [{"role": "tool", "content": "c"}, *good], good)]
     made = module(write("a.jsonl", rows))
     assert len(conversations(made)) == 2
-    assert "dropped 1 of 3 rows: unknown role 'tool' (first: row 2)." in made.said[0]
+    assert "dropped 1 of 3 rows: unknown role 'tool' (first: row 2)." in made.notices[0]
 
 
 def test_columns_that_do_not_fit(write, module):
@@ -360,7 +360,7 @@ def test_joined_columns_that_are_blank(write, module):
     rows = [{"a": f"q{i}", "b": blank, "completion": "x"} for i, blank in enumerate(["", None, " ", "\n\t", "z"])]
     made = module(write("a.jsonl", rows), columns={"prompt": ["a", "b"]})
     assert sorted(talk[0]["content"] for talk in conversations(made)) == ["q0", "q1", "q2", "q3", "q4\n\nz"]
-    assert not made.said
+    assert not made.notices
 
 
 def test_no_usable_row(write, module):

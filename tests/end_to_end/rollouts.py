@@ -13,7 +13,7 @@ class Rollouts(BatchSource):
     """`path=policy`: three tokens by the model as it is at the step; `path=seed`: a few, or many, at random."""
 
     key = rows_key = "rollouts"
-    said = ("Answers are generated.",)
+    notices = ("Answers are generated.",)
 
     def __init__(self, tokenizer, *, path, batch_size, tokens_per_row, **others):
         super().__init__()

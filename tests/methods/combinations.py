@@ -71,7 +71,7 @@ class Rows(Recorder):
         self.rows: list[int] = []
 
     def on_train_batch_start(self, trainer, module, batch, index):
-        self.rows.append(batch.own)
+        self.rows.append(batch.real_rows)
 
 
 def train(method: str, way: str, family: str, precision: str, strategy: str, tokens_per_row: int, folder: Path):
