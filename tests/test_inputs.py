@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.callbacks.test_checkpoint import CHANGES
-from tests.chat.test_command import FILES
 from tests.chat.test_gate import REQUESTS
+from tests.commands.test_chat import FILES
 from tests.data.test_control import HIDDEN, SAID
-from tests.data.test_folders import FOLDERS, REFUSED_FOLDERS
+from tests.data.test_layout import FOLDERS, REFUSED_FOLDERS
 from tests.data.test_pairs_and_labels import HINTS, NAMES, SAME, UNLABELLED
 from tests.data.test_rows import READ, REFUSED
 from tests.data.test_sources import LAYOUTS
@@ -37,9 +37,9 @@ KINDS = (
         "folders of files",
         "read as the splits that they name; what is left out is said",
         FOLDERS,
-        "data/test_folders.py",
+        "data/test_layout.py",
     ),
-    Kind("folders that say no split, or two", "refused, with the names", REFUSED_FOLDERS, "data/test_folders.py"),
+    Kind("folders that say no split, or two", "refused, with the names", REFUSED_FOLDERS, "data/test_layout.py"),
     Kind("names of classes", "read by the names, or refused", NAMES, "data/test_pairs_and_labels.py"),
     Kind("labels that nobody knows", "refused, with a command", HINTS, "data/test_pairs_and_labels.py"),
     Kind("columns that fit several layouts", "told once", LAYOUTS, "data/test_sources.py"),
@@ -49,7 +49,7 @@ KINDS = (
     ),
     Kind("control tokens in a text", "plain text to the model, and counted", SAID + HIDDEN, "data/test_control.py"),
     Kind("models that are damaged or foreign", "refused, with the folder", DAMAGE | USED, "models/test_damaged.py"),
-    Kind("files of questions for a chat", "answered, or refused with the row", FILES, "chat/test_command.py"),
+    Kind("files of questions for a chat", "answered, or refused with the row", FILES, "commands/test_chat.py"),
     Kind("requests to the demo", "answered where host and origin are its own", REQUESTS, "chat/test_gate.py"),
     Kind("a run that goes on as another", "told and recorded, or refused", CHANGES, "callbacks/test_checkpoint.py"),
     Kind("damaged files of a run's folder", "passed over by name", STRANGE, "reports/test_page.py"),

@@ -52,14 +52,14 @@ MUTATIONS = (
         "aira/data/trees.py",
         "end.append(int(place[-1]))",
         "end.append(int(place[-2]))",
-        "tests/models/test_scorers.py",
+        "tests/models/test_forward.py",
     ),
     Mutation(
         "a loss that is averaged by rows",
         "aira/methods/base.py",
         "scale = self.trainer.world_size / count",
         "scale = self.trainer.world_size / len(batch.rows)",
-        "tests/methods/test_step.py::test_the_row_budget_changes_nothing",
+        "tests/methods/test_base.py::test_the_row_budget_changes_nothing",
     ),
     Mutation(
         "casts that are kept where gradients are reduced layer by layer",
@@ -102,7 +102,7 @@ MUTATIONS = (
         "aira/models/weights.py",
         "network.config._attn_implementation, settings]",
         "network.config._attn_implementation]",
-        "tests/models/test_backbone.py::test_what_a_model_is_told_by",
+        "tests/models/test_loading.py::test_what_a_model_is_told_by",
     ),
     Mutation(
         "a guard that drops what is harmless",
@@ -123,7 +123,7 @@ MUTATIONS = (
         "aira/models/export.py",
         "    model.save_pretrained(part)",
         "    model.bfloat16().save_pretrained(part)",
-        "tests/models/test_scorers.py",
+        "tests/models/test_forward.py",
     ),
     Mutation(
         "truncation on the side that the harness does not cut",

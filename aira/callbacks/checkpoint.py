@@ -72,7 +72,8 @@ def changed_settings(path: Path, state: dict[str, Any], record: dict[str, Any], 
     if before["rows"] != record["rows"]:
         raise AiraError(
             f"ckpt_path={path}: the rows of data.path, or their split, have changed since this run began{changes}: "
-            f"rows that it held out would be trained on, and the other way round. Give it back what it began with. {anew}"
+            "rows that it held out would be trained on, and the other way round. Give it back what it began with. "
+            f"{anew}"
         )
     if before["tokenizer"] != record["tokenizer"]:
         raise AiraError(f"ckpt_path={path} is of a run with another tokenizer{changes}. {anew}")

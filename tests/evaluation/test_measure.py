@@ -16,7 +16,7 @@ from aira.evaluation.measure import store
 from aira.evaluation.results import Line, Score
 from aira.models.export import export
 from aira.models.loading import load_model, load_tokenizer
-from tests.evaluation.test_scorers import BERT, LLAMA
+from tests.inference.test_scorers import BERT, LLAMA
 
 
 def loaded(architecture, head, shape):

@@ -1,4 +1,4 @@
-"""Losses against plain formulas in float64."""
+"""The language-model head: log-probs and their losses against plain formulas in float64."""
 
 import pytest
 import torch

@@ -19,12 +19,11 @@ from aira.config.compose import compose_config, compose_settings
 from aira.config.schema import RejectionSampling
 from aira.data.sources import read
 from aira.errors import AiraError
-from tests.chat.conftest import exports  # noqa: F401
 from tests.end_to_end.command import ENVIRONMENT, ROOT
 
 
 @pytest.fixture
-def asked(exports, tmp_path, monkeypatch):  # noqa: F811
+def asked(exports, tmp_path, monkeypatch):
     (tmp_path / "asked.jsonl").write_text(
         "".join(json.dumps({"q": f"What is\u2028{i}?"}) + "\n" for i in [*range(7), 0])
     )
@@ -103,7 +102,7 @@ def test_best_and_worst(asked, tmp_path, monkeypatch):
     compose_config("train", ["method=dpo", f"data.path={path}"])
 
 
-def test_what_answers_are_kept_under(asked, exports, tmp_path, monkeypatch):  # noqa: F811
+def test_what_answers_are_kept_under(asked, exports, tmp_path, monkeypatch):
     """Catches a folder gone on with that holds other answers, or refused although it holds the same."""
     given = asked(tmp_path / "kept", "toxicity_model=last", "guard.reads=exchange")
     values = compose_settings(RejectionSampling, given)
