@@ -11,7 +11,8 @@ from aira.config.schema import Optimizer, Schedule
 from aira.data.trees import Row
 from aira.methods.base import Method, Sums, Totals
 from aira.methods.preference import LOSSES, REFERENCE_FREE, Settings, Side
-from aira.methods.reference import Reference, branch_log_probs, load_reference, reference_log_probs
+from aira.methods.reference import Reference, load_reference, reference_log_probs
+from aira.models.forward import branch_log_probs
 from aira.models.sharding import shard
 from aira.models.weights import weights_hash
 

@@ -16,8 +16,7 @@ from aira.data.module import DataModule, Split
 from aira.data.trees import Row
 from aira.environment import versions
 from aira.errors import AiraError
-from aira.models.forward import hidden_states, unwrap
-from aira.models.head import branch_sums, log_probs
+from aira.models.forward import branch_log_probs, unwrap
 from aira.models.loading import load_model, load_tokenizer
 from aira.models.template import speaks_aira
 
@@ -52,17 +51,6 @@ class Reference(nn.Module):
     def forward(self, row: Row) -> Tensor:
         """[B] log-probs of a row's branches."""
         return branch_log_probs(self.model, row)[0]
-
-
-def branch_log_probs(model: nn.Module, row: Row) -> tuple[Tensor, Tensor]:
-    """Read a row's branches.
-
-    Returns:
-        [B] log-probs summed over scored tokens, and [B] the number of these tokens.
-    """
-    values = log_probs(hidden_states(model, row)[row.source], row.target, unwrap(model).get_output_embeddings())
-    summed, lengths = (branch_sums(each, row.branch, len(row.end)) for each in (values, torch.ones_like(values)))
-    return summed, lengths
 
 
 def reference_key(model: str, precision: str, device: str, sharded: bool, split: Split) -> str:

@@ -1,4 +1,4 @@
-"""The forward pass over a row, packed or padded: hidden states, scores, and keys and values to go on from."""
+"""The forward pass over a row, packed or padded: hidden states, log-probs, scores, keys and values to go on from."""
 
 import inspect
 import os
@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from aira.data.trees import Row
 from aira.errors import AiraError, reason_of
 from aira.models.attention import Cached, added_mask, dense_mask
+from aira.models.head import branch_sums, log_probs
 
 
 def device_of(name: str) -> str:
@@ -77,6 +78,17 @@ def hidden_states(model: nn.Module, row: Row, cached: Cached | None = None) -> T
         arguments["token_type_ids"] = row.token_type_ids
     hidden: Tensor = backbone(input_ids=row.input_ids, **arguments).last_hidden_state
     return hidden.flatten(0, 1)
+
+
+def branch_log_probs(model: nn.Module, row: Row) -> tuple[Tensor, Tensor]:
+    """The likelihood of a row's branches, by a language model.
+
+    Returns:
+        [B] log-probs in nats, summed over scored tokens, in float32; and [B] the number of these tokens.
+    """
+    values = log_probs(hidden_states(model, row)[row.source], row.target, unwrap(model).get_output_embeddings())
+    summed, lengths = (branch_sums(each, row.branch, len(row.end)) for each in (values, torch.ones_like(values)))
+    return summed, lengths
 
 
 def scores(model: nn.Module, row: Row) -> Tensor:

@@ -13,7 +13,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
 from aira.methods.base import Method
-from aira.methods.reference import branch_log_probs
+from aira.models.forward import branch_log_probs
 from aira.models.loading import load_model, load_tokenizer
 from tests.methods.fitting import CONSTANT, OPTIMIZER, Recorder, fit
 
