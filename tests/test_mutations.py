@@ -62,6 +62,13 @@ MUTATIONS = (
         "tests/methods/test_base.py::test_the_row_budget_changes_nothing",
     ),
     Mutation(
+        "a statistic of the batch that counts padding rows",
+        "aira/methods/base.py",
+        "_add(sums, self(self.row_statistics, row), i < batch.real_rows)",
+        "_add(sums, self(self.row_statistics, row), True)",
+        "tests/methods/test_statistics.py::test_processes_make_no_difference",
+    ),
+    Mutation(
         "casts that are kept where gradients are reduced layer by layer",
         "aira/methods/base.py",
         "            shard(self, self.model, self.shards, self.trainer.precision)\n",

@@ -14,7 +14,7 @@ from aira.data.sources import read
 from aira.errors import AiraError, nearest, reason_of
 from aira.files import near
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 
 class HarnessTask(NamedTuple):
@@ -22,7 +22,7 @@ class HarnessTask(NamedTuple):
 
     hub: str
     files: Mapping[str, str]  # split -> file name
-    row: Callable[[Row], Row] = dict  # from a row of the file to one of the hub's form
+    row: Callable[[Record], Record] = dict  # from a row of the file to one of the hub's form
 
 
 class ScorerTask(NamedTuple):
@@ -39,7 +39,7 @@ class ScorerTask(NamedTuple):
     file_columns: Mapping[str, str] | None = None  # where the file names them otherwise
 
 
-def _targets(row: Row) -> Row:
+def _targets(row: Record) -> Record:
     """TruthfulQA's file maps each answer to 1 (true) or 0; the hub has lists of answers and labels."""
     lists = {
         name: {"choices": list(row[name]), "labels": list(row[name].values())}
@@ -48,7 +48,7 @@ def _targets(row: Row) -> Row:
     return {"question": row["question"], **lists}
 
 
-def _ratings(row: Row) -> Row:
+def _ratings(row: Record) -> Record:
     return {"text": row["text"], **{name: finite(row[name], name) for name in ("toxicity_ai", "toxicity_human")}}
 
 
@@ -140,7 +140,7 @@ def check(tasks: list[str], purpose: str, data_dir: str | None) -> None:
                 _located(task, data_dir, file, (known[0] or known[1]).hub)  # type: ignore[union-attr]
 
 
-def file_rows(file: Path, change: Callable[[Row], Row]) -> list[Row]:
+def file_rows(file: Path, change: Callable[[Record], Record]) -> list[Record]:
     """The rows of a task's file, in the hub's form.
 
     Raises:
@@ -166,7 +166,7 @@ def harness_task(task: str, shots: int | None, data_dir: str | None, manager: Ta
     Raises:
         AiraError: the harness has no such task, or it stands for several where a single one is needed.
     """
-    changes: Row = {} if shots is None else {"num_fewshot": shots}
+    changes: Record = {} if shots is None else {"num_fewshot": shots}
     if task.startswith("sample_answers_"):
         return {"task": task, **_sample_answers(task.removeprefix("sample_answers_")), **changes}
     if task not in manager.task_index:
@@ -196,7 +196,7 @@ def harness_task(task: str, shots: int | None, data_dir: str | None, manager: Ta
     return manager.load({"group": "changed", "task": [{"task": task, **changes}]})["tasks"][task]
 
 
-def _sample_answers(language: str) -> Row:
+def _sample_answers(language: str) -> Record:
     """Held-out questions of the embedded sample; the right answer among those of three other questions."""
 
     def rows(**_: Any) -> DatasetDict:

@@ -76,7 +76,7 @@ def test_the_time_of_steps(tmp_path, clock, order):
 
 
 def test_padding_is_no_token(tmp_path):
-    """Catches an encoder's padding, or its filler rows, among the tokens."""
+    """Catches an encoder's padding, or its padding rows, among the tokens."""
     model, tokenizer = scorer("bert")
     path = write(tmp_path / "rows", ROWS[:4])
     found = Throughput()
@@ -89,7 +89,7 @@ def test_padding_is_no_token(tmp_path):
 
 
 def test_tokens_of_all_ranks():
-    """Catches a rank that takes its own tokens, filler rows included, for those of each; worked by hand."""
+    """Catches a rank that takes its own tokens, padding rows included, for those of each; worked by hand."""
     padded, inputs = np.array([100, 60, 40, 30]), np.array([70, 50, 40, 25])
     settings = {"batch_size": 4, "tokens_per_row": 60, "shuffle": False, "equal_rows": True, "padded": True}
     plans = [Plan(padded, np.zeros(4, int), rank=rank, ranks=3, input_tokens=inputs, **settings) for rank in range(3)]
