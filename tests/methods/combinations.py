@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
 
+from aira.config.schema import Lora
 from aira.methods.dpo import DPO
 from aira.methods.reward import Reward
 from aira.methods.sft import SFT
@@ -21,7 +22,7 @@ from aira.models.loading import load_model, load_tokenizer
 from tests.methods.fitting import CONSTANT, OPTIMIZER, Recorder, fit, write
 
 PRECISIONS = ("32-true", "bf16-mixed")
-WAYS = {"all": {}, "lora": {"lora": {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}}}
+WAYS = {"all": {}, "lora": {"lora": Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear")}}
 WAYS["checkpointing"] = {"gradient_checkpointing": True}
 KINDS = {"sft": "instruction", "dpo": "preference", "reward": "preference", "toxicity": "labelled"}
 FAMILIES = {
