@@ -1,4 +1,4 @@
-"""Where the batches of a run come from: planned from lengths (`aira.data.module`), or generated while it trains."""
+"""The source of a run's batches: planned from lengths (`aira.data.module`), or generated while it trains."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -19,25 +19,25 @@ class Batch(NamedTuple):
     rows: list[Row]
     indices: list[int]  # rows of the split that this rank's examples come from
     number: int  # of the step
-    real_rows: int  # the first ones; padding rows follow, which count for nothing and are run since other ranks wait
+    real_rows: int  # the first ones; padding rows follow, which count for nothing and only keep ranks in step
     examples: int
     tokens: int  # scored tokens
-    input_tokens: int  # all tokens that the model reads, but for padding
+    input_tokens: int  # all tokens that the model reads, without padding
 
 
 class BatchSource(pl.LightningDataModule, ABC):
-    """What a run reads of its data.
+    """The data of a run, as batches.
 
-    A batch depends on the number of its step, the rank and the weights alone, so that a run which is gone on with has
-    the batches that it would have come to.
+    A batch depends only on the number of its step, the rank and the weights, so a resumed run sees the same batches as
+    a run without interruption.
 
     Attributes:
-        path: where the data is from, to be shown.
+        path: where the data comes from, for display.
         key: a hash of the source, by which runs are compared.
-        rows_key: a hash of the rows and their split, which a run that is gone on with has to share.
+        rows_key: a hash of the rows and their split, which a resumed run must share.
         notices: lines to be printed before training.
         batch_size: examples of one step over all ranks.
-        train, validation: what an epoch, and a validation, goes through once: examples, or prompts.
+        train, validation: the examples, or prompts, of one epoch and of one validation.
     """
 
     path: str
@@ -55,20 +55,20 @@ class BatchSource(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def train_dataloader(self) -> Iterable[Batch]:
-        """The rest of the run, from the step that the trainer is at; its length is that of the whole run."""
+        """The rest of the run, from the trainer's current step on; its length is that of the whole run."""
 
     @abstractmethod
     def val_dataloader(self) -> Iterable[Batch]:
-        """One pass over `validation`; no list, which Lightning takes for one of loaders."""
+        """One pass over `validation`; not a list, which Lightning would take for a list of loaders."""
 
 
 class Generated:
-    """A loader that makes each batch when its step is due: in training, by the weights after the step before.
+    """A loader that makes each batch when its step is due: in training, with the weights after the previous step.
 
     Args:
-        make: gives this rank's batch of a step, by the step's number.
-        steps: how many there are in all.
-        start: the first one to run.
+        make: returns this rank's batch of a step, by the step's number.
+        steps: of the whole run.
+        start: the first step to run.
     """
 
     def __init__(self, make: Callable[[int], Batch], steps: int, start: int = 0) -> None:
@@ -89,7 +89,7 @@ def generated_batch(
     tokens_per_row: int,
     row: Callable[[list[int]], Row],
 ) -> Batch:
-    """The batch of trees that each rank has made for itself. All ranks call this, each with a tree at least.
+    """The batch of the trees that each rank has generated. All ranks call this, each with at least one tree.
 
     Args:
         trainer: of the run.
@@ -97,24 +97,24 @@ def generated_batch(
         trees: of this rank.
         indices: [trees] rows of the split that they come from.
         tokens_per_row: see `aira.data.plan.fill_rows`.
-        row: packs trees, named by their places in `trees`, with what stands beside them (`Row.labels` and the like).
+        row: packs trees, given by their indices in `trees`, with their labels and the like (`Row.labels`).
     """
     lengths = np.array([tree_length(tree.branches) for tree in trees])
     longest_first = np.argsort(-lengths, kind="stable").tolist()
-    places = fill_rows(longest_first, lengths, tokens_per_row, padded=False)
+    filled = fill_rows(longest_first, lengths, tokens_per_row, padded=False)
     scored = sum(sum(map(sum, tree.scored)) for tree in trees)
     strategy, device = trainer.strategy, trainer.strategy.root_device
     totals = strategy.reduce(torch.tensor([len(trees), scored, lengths.sum()], device=device), reduce_op="sum")
     examples, tokens, input_tokens = totals.tolist()
-    rows = [row(chosen) for chosen in places]
+    rows = [row(chosen) for chosen in filled]
     if needs_equal_rows(trainer):
         most = strategy.reduce(torch.tensor(len(rows), device=device), reduce_op="max")
-        rows += rows[-1:] * (int(most) - len(places))
+        rows += rows[-1:] * (int(most) - len(filled))
     return Batch(
-        rows, [indices[i] for chosen in places for i in chosen], number, len(places), examples, tokens, input_tokens
+        rows, [indices[i] for chosen in filled for i in chosen], number, len(filled), examples, tokens, input_tokens
     )
 
 
 def needs_equal_rows(trainer: pl.Trainer) -> bool:
-    """Whether each forward pass needs all ranks, as with sharded weights, so that all have to run as many rows."""
+    """Whether each forward pass needs all ranks, as with sharded weights, so that all must run equally many rows."""
     return isinstance(trainer.strategy, ModelParallelStrategy)

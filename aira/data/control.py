@@ -1,4 +1,4 @@
-"""Control tokens whose names stand in people's texts: there, they are text."""
+"""Control tokens whose names occur in users' texts: they are read as plain text."""
 
 import copy
 import json
@@ -15,31 +15,31 @@ from transformers import PreTrainedTokenizerBase
 from aira.data.schemas import Message
 
 BROKEN = "\ufdd0\ufdd1"
-"""Noncharacters, which no text has: they break a control token's name in two until the tokenizer takes them out."""
+"""Noncharacters, which no text has: they split a control token's name in two until the tokenizer removes them."""
 
 
-class _Reader(NamedTuple):
+class _ControlNames(NamedTuple):
     """What is needed to find control tokens' names in a text, and to read them as text."""
 
     names: re.Pattern[str]  # as they are written, the longest first
-    forms: re.Pattern[str] | None  # as the tokenizer finds them once it has normalized a text; None where it does not
+    forms: re.Pattern[str] | None  # as they are matched in normalized text; None if the tokenizer does not normalize
     normalizer: Any  # the tokenizer's
-    made: list[PreTrainedTokenizerBase]  # what `as_text` makes of the tokenizer, once it is needed
+    text_tokenizer: list[PreTrainedTokenizerBase]  # the tokenizer that `as_text` returns, once it is needed
 
 
-_readers: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, _Reader]] = WeakKeyDictionary()
+_control_names_of: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, _ControlNames]] = WeakKeyDictionary()
 
 
 def _any(names: Iterable[str]) -> re.Pattern[str]:
-    """What finds any of some names, the longest first."""
-    longest = sorted(filter(None, names), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest)) or "(?!)")
+    """A pattern that matches any of the names, the longest first."""
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
-def _reader(tokenizer: PreTrainedTokenizerBase) -> _Reader:
+def _control_names(tokenizer: PreTrainedTokenizerBase) -> _ControlNames:
     state = (len(tokenizer), tokenizer.all_special_tokens, tokenizer.chat_template)
-    kept = _readers.get(tokenizer)
-    if kept is None or kept[0] != state:
+    cached = _control_names_of.get(tokenizer)
+    if cached is None or cached[0] != state:
         added = tokenizer.added_tokens_decoder.values()
         names = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         backend, forms = tokenizer.backend_tokenizer, set()
@@ -47,58 +47,58 @@ def _reader(tokenizer: PreTrainedTokenizerBase) -> _Reader:
             forms = {backend.normalizer.normalize_str(token.content) for token in added if token.normalized}
             forms &= {backend.normalizer.normalize_str(name) for name in names}
             forms |= names if isinstance(backend.model, Unigram) else set()
-        kept = state, _Reader(_any(names), _any(forms) if forms else None, backend.normalizer, [])
-        _readers[tokenizer] = kept
-    return kept[1]
+        cached = state, _ControlNames(_any(names), _any(forms) if forms else None, backend.normalizer, [])
+        _control_names_of[tokenizer] = cached
+    return cached[1]
 
 
-def _breaks(reader: _Reader, text: str) -> list[int]:
-    """Where the names of control tokens in a text are to be broken in two: behind the first sign of each.
+def _split_points(control: _ControlNames, text: str) -> list[int]:
+    """Where the names of control tokens in a text are split in two: after the first character of each.
 
-    A name may be there only once the tokenizer has normalized the text (full width, capitals, what is not seen).
+    A name may occur only once the tokenizer has normalized the text (full width, capitals, invisible characters).
     """
-    places = {match.start() + 1 for match in reader.names.finditer(text)}
-    if reader.forms:
-        whole = NormalizedString(text)
-        reader.normalizer.normalize(whole)
-        ends = (match.start() + 1 for match in reader.forms.finditer(whole.normalized))
-        places |= {len(before.original) for end in ends if (before := whole[:end])}
-    return sorted(places)
+    points = {match.start() + 1 for match in control.names.finditer(text)}
+    if control.forms:
+        normalized = NormalizedString(text)
+        control.normalizer.normalize(normalized)
+        ends = (match.start() + 1 for match in control.forms.finditer(normalized.normalized))
+        points |= {len(before.original) for end in ends if (before := normalized[:end])}
+    return sorted(points)
 
 
 def as_text(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message]
 ) -> tuple[PreTrainedTokenizerBase, list[Message]]:
-    """A conversation, and the tokenizer that reads it, by which control tokens in a message are plain text.
+    """A conversation, and a tokenizer that reads control tokens in its messages as plain text.
 
     A template renders a conversation to text before it is tokenized, where `<|endofinstruction|>`, typed by a user,
-    would end the user's turn. So the name is broken by `BROKEN`, which the returned tokenizer drops after it has looked
+    would end the user's turn. So the name is split by `BROKEN`, which the returned tokenizer drops after it has looked
     for control tokens: the ids are those of the text as it was written.
 
     Returns:
-        Both as they were given where no message has a control token's name, which is nearly always.
+        Both arguments unchanged if no message has a control token's name, which is nearly always.
     """
-    known = _reader(tokenizer)
-    breaks = [_breaks(known, message["content"]) for message in messages]
-    if not any(breaks):
+    control = _control_names(tokenizer)
+    points = [_split_points(control, message["content"]) for message in messages]
+    if not any(points):
         return tokenizer, messages
-    if not known.made:
-        reader = copy.deepcopy(tokenizer)
-        state = json.loads(reader.backend_tokenizer.to_str())
-        where = {"pattern": {"String": BROKEN}}
-        if state["model"]["type"] == "Unigram":  # which would find a name that is in its vocabulary, too
-            split = {"type": "Split", **where, "behavior": "Removed", "invert": False}
-            parts = [*filter(None, [state["pre_tokenizer"]]), split]
-            state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
+    if not control.text_tokenizer:
+        text_tokenizer = copy.deepcopy(tokenizer)
+        state = json.loads(text_tokenizer.backend_tokenizer.to_str())
+        pattern = {"pattern": {"String": BROKEN}}
+        if state["model"]["type"] == "Unigram":  # which would also find a name that is in its vocabulary
+            split = {"type": "Split", **pattern, "behavior": "Removed", "invert": False}
+            steps = [*filter(None, [state["pre_tokenizer"]]), split]
+            state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
         else:
-            parts = [{"type": "Replace", **where, "content": ""}, *filter(None, [state["normalizer"]])]
-            state["normalizer"] = {"type": "Sequence", "normalizers": parts}
-        for token in state["added_tokens"]:  # they are looked for before the normalizer, and not once more behind it
-            token["normalized"] &= not known.names.fullmatch(token["content"])
-        reader.backend_tokenizer.__setstate__(json.dumps(state).encode())
-        known.made.append(reader)
-    broken = []
-    for message, places in zip(messages, breaks, strict=True):
-        parts = [message["content"][start:end] for start, end in pairwise([0, *places, None])]
-        broken.append(message | {"content": BROKEN.join(parts)})
-    return known.made[0], broken
+            steps = [{"type": "Replace", **pattern, "content": ""}, *filter(None, [state["normalizer"]])]
+            state["normalizer"] = {"type": "Sequence", "normalizers": steps}
+        for token in state["added_tokens"]:  # they are looked for before the normalizer, and not again after it
+            token["normalized"] &= not control.names.fullmatch(token["content"])
+        text_tokenizer.backend_tokenizer.__setstate__(json.dumps(state).encode())
+        control.text_tokenizer.append(text_tokenizer)
+    split_messages = []
+    for message, positions in zip(messages, points, strict=True):
+        pieces = [message["content"][start:end] for start, end in pairwise([0, *positions, None])]
+        split_messages.append(message | {"content": BROKEN.join(pieces)})
+    return control.text_tokenizer[0], split_messages

@@ -22,9 +22,9 @@ from aira.data.schemas import (
     SCHEMAS,
     BadRow,
     Example,
-    asked_key,
+    cell_key,
+    ignored_columns,
     last_key,
-    left_aside,
     mapped_columns,
     named_classes,
     pick,
@@ -65,17 +65,17 @@ class Split:
         return np.stack(list(self._column("labels")))
 
     def labels_of(self, indices: np.ndarray) -> list[list[int]]:
-        """The classes of rows of the source; nothing for a row whose kind has none."""
+        """The classes of rows of the source; empty for a row of a kind without classes."""
         labels: list[list[int]] = self.encoded[indices.tolist()]["labels"]
         return labels
 
-    def part(self, chosen: np.ndarray) -> "Split":
+    def select(self, chosen: np.ndarray) -> "Split":
         """The split with only some of its usable rows."""
         return Split(self.rows, self.encoded, self.index[chosen])
 
 
 class _Steps:
-    """What the DataLoader indexes with a `Step` of the plan."""
+    """The data set of the DataLoader, indexed with a `Step` of the plan."""
 
     def __init__(self, split: Split, pad_id: int, separator_id: int | None, padded: bool) -> None:
         self.split, self.pad_id, self.separator_id, self.padded = split, pad_id, separator_id, padded
@@ -98,17 +98,17 @@ class _Steps:
 
 
 class DataModule(BatchSource):
-    """Data of one kind, tokenized, split, and its batches planned from the lengths of its examples.
+    """Data of one kind: tokenized, split, and batched by a plan made from the lengths of its examples.
 
     Args:
-        tokenizer: with the chat template that training is to use.
+        tokenizer: with the chat template that training uses.
         kind: `instruction`, `preference`, `labelled` or `harmful`; see `aira.data.schemas.SCHEMAS`.
         head: `lm` or `score`: what the model computes, and so how a text is encoded.
         loss_on: `completion`, `response` or `all`; see `aira.data.tokenize.encode`.
-        ends: ids that end an answer, beside the tokenizer's own.
+        ends: ids that end an answer, besides the tokenizer's own.
         padded: rows for an encoder instead of packed trees.
         seed: of the held-out part and of the order of examples.
-        The others are the keys of conf/data/_base.yaml.
+        The other arguments are the keys of conf/data/_base.yaml.
 
     Raises:
         AiraError: the source cannot be read, its columns do not fit, or no row is usable.
@@ -150,7 +150,7 @@ class DataModule(BatchSource):
         source = read(path, revision=revision, cache_dir=cache_dir)
         self.path, self.key = path, source.key
         self.notices = list(source.notices)
-        forbidden = self._forbidden(exclude, cache_dir)
+        excluded = self._excluded_keys(exclude, cache_dir)
 
         def load(name: str) -> Split:
             rows = source.split(name)
@@ -172,8 +172,8 @@ class DataModule(BatchSource):
                 parts=source.parts.get(name, ()),
                 num_proc=num_proc,
             )
-            aside = left_aside(kind, rows.column_names, columns, path)
-            self.notices += [line for line in aside if line not in self.notices]
+            ignored = ignored_columns(kind, rows.column_names, columns, path)
+            self.notices += [line for line in ignored if line not in self.notices]
             index, notices = usable(encoded, f"{path} ({name})", source.parts.get(name, ()))
             self.notices += notices
             if not len(index):
@@ -184,12 +184,13 @@ class DataModule(BatchSource):
         if head == "lm":
             self._check_end({*ends, tokenizer.eos_token_id} - {None})
         if exclude:
-            first, last = np.isin(self.train.prompts, forbidden)
-            kept = ~(first | last)
-            self.notices.append(f"{path} ({split}): excluded {np.sum(~kept)} of {len(kept)} rows by data.exclude.")
-            if not kept.any():
+            first, last = np.isin(self.train.prompts, excluded)
+            remaining = ~(first | last)
+            count = np.sum(~remaining)
+            self.notices.append(f"{path} ({split}): excluded {count} of {len(remaining)} rows by data.exclude.")
+            if not remaining.any():
                 raise AiraError(f"data.exclude={list(exclude)} leaves no row of {path} ({split}).")
-            self.train = self.train.part(np.flatnonzero(kept))
+            self.train = self.train.select(np.flatnonzero(remaining))
         if validation_split in source.splits and validation_split != split:
             self.validation = load(validation_split)
             first, last = np.isin(self.validation.prompts, self.train.prompts)
@@ -197,7 +198,7 @@ class DataModule(BatchSource):
             if shared.any():
                 self.notices.append(
                     f"{path} ({validation_split}): {shared.sum()} of {len(shared)} rows have a prompt or a text that "
-                    f"also stands in {split}, so what is measured there is no measure of new ones."
+                    f"is also in {split}, so metrics on them do not show how well the model generalizes."
                 )
         else:
             if validation_split not in (split, "validation"):
@@ -205,21 +206,22 @@ class DataModule(BatchSource):
                     f"{path} has no split '{validation_split}' for data.validation_split. It has: "
                     f"{', '.join(source.splits)}. A part of {split} is held out."
                 )
-            held = self._held_out(validation_fraction)
-            self.train, self.validation = self.train.part(np.flatnonzero(~held)), self.train.part(np.flatnonzero(held))
-        parts = [part.prompts.tobytes() + part.index.tobytes() for part in (self.train, self.validation)]
-        self.rows_key = hashlib.sha256(b"-".join([self.key.encode(), *parts])).hexdigest()
+            held_out = self._held_out(validation_fraction)
+            self.validation = self.train.select(np.flatnonzero(held_out))
+            self.train = self.train.select(np.flatnonzero(~held_out))
+        contents = [part.prompts.tobytes() + part.index.tobytes() for part in (self.train, self.validation)]
+        self.rows_key = hashlib.sha256(b"-".join([self.key.encode(), *contents])).hexdigest()
         if kind in ("labelled", "harmful"):
             for name, part in (("training", self.train), ("validation", self.validation)):
-                self.notices.append(f"{path}, {name}: {self._classes(part)}.")
+                self.notices.append(f"{path}, {name}: {self._class_counts(part)}.")
         if kind == "labelled" and len(np.unique(self.train.labels)) < 2:
             raise AiraError(
                 f"{path}: all training rows have the same label; a classifier needs two. Check data.labels. "
                 + " ".join(self.notices)
             )
 
-    def _classes(self, split: Split) -> str:
-        """What each label of a split was read as, and of how many rows."""
+    def _class_counts(self, split: Split) -> str:
+        """The class that each label of a split was read as, with its number of rows."""
         column = mapped_columns(self.kind, split.rows.column_names, self.columns, self.path).get("label")
         classes = [("harmless", "toxic")[label] for label in split.labels[:, 0]]
         if column is None:
@@ -232,23 +234,23 @@ class DataModule(BatchSource):
         names = named_classes(split.rows.features).get(column)
         cells = split.rows.select_columns(column if column in split.rows.column_names else column.split(".")[0])
         values = [pick(row, column) for row in cells.select(split.index)]
-        shown = [f"{cell} ({names[cell]})" if names else str(cell) for cell in values]
-        counts = Counter(zip(shown, classes, strict=True)).most_common()
-        return "; ".join(f"label {cell} is {kind} in {count} rows" for (cell, kind), count in counts)
+        labels = [f"{cell} ({names[cell]})" if names else str(cell) for cell in values]
+        counts = Counter(zip(labels, classes, strict=True)).most_common()
+        return "; ".join(f"label {label} is {kind} in {count} rows" for (label, kind), count in counts)
 
     def _check_end(self, ends: set[int]) -> None:
-        """Say it where an answer has no end token to be learnt; some formats end an answer by plain text."""
+        """Add a notice if an answer has no end token to be learnt; some formats end an answer with plain text."""
         (example,) = self.examples(self.train, self.train.index[:1])
         encoded = encode(self.tokenizer, example.conversations[:1], sys.maxsize, "response")
         if ends.isdisjoint(compress(encoded["branches"][0], encoded["scored"][0])):
             names = " or ".join(self.tokenizer.convert_ids_to_tokens(sorted(ends))) or "the tokenizer has none"
             self.notices.append(
                 f"{self.path}: the chat template writes no end token ({names}) after an answer, so the model will not "
-                "learn to stop. Let the template write one, or take model.template=aira."
+                "learn to stop. Let the template write one, or set model.template=aira."
             )
 
     def _held_out(self, fraction: float) -> np.ndarray:
-        """Which training rows are held out for validation: whole groups, so no prompt or text is on both sides."""
+        """A mask of the training rows that are held out for validation: whole groups, so no prompt is on both sides."""
         count = len(self.train)
         if count < 2:
             raise AiraError(f"{self.path} has one usable row; training and validation need one each.")
@@ -258,41 +260,41 @@ class DataModule(BatchSource):
         _, component = connected_components(coo_array((np.ones(count), (edges[0], edges[1])), shape), directed=False)
         group = component[edges[0]]
         if group.max() == 0:
-            self.notices.append(f"{self.path}: all rows have the same prompt, so those held out share it.")
+            self.notices.append(f"{self.path}: all rows have the same prompt, so the held-out rows share it.")
             group = np.arange(count)
         sizes = np.bincount(group)
         order = np.random.default_rng(self.seed).permutation(len(sizes))
         chosen = order[:-1][np.cumsum(sizes[order[:-1]]) <= max(1, round(fraction * count))]  # one is left to train on
         return np.isin(group, chosen if len(chosen) else [np.argmin(sizes)])
 
-    def _forbidden(self, files: Sequence[str], cache_dir: str) -> np.ndarray:
-        """The keys of every row of the files of data.exclude, of which the column of prompts or texts is enough."""
+    def _excluded_keys(self, files: Sequence[str], cache_dir: str) -> np.ndarray:
+        """The keys of all rows of the files of data.exclude, which need only a column of prompts or texts."""
         keys = []
         for file in files:
             source = read(file, cache_dir=cache_dir, key="data.exclude")
             self.notices += source.notices
             for rows in source.splits.values():
-                asked = self._asked(rows, file)
-                keys += [key for each in asked for key in each]
-                missing = sum(not each for each in asked)
-                if missing == len(asked):
+                row_keys = self._row_keys(rows, file)
+                keys += [key for of_row in row_keys for key in of_row]
+                missing = sum(not of_row for of_row in row_keys)
+                if missing == len(row_keys):
                     raise AiraError(f"data.exclude: no row of {file} has a prompt or a text. Check data.columns.")
                 if missing:
-                    self.notices.append(f"{file}: {missing} of {len(asked)} rows have no prompt or text to exclude.")
+                    self.notices.append(f"{file}: {missing} of {len(row_keys)} rows have no prompt or text to exclude.")
         return np.array(keys, dtype=np.int64)
 
-    def _asked(self, rows: Dataset, file: str) -> list[list[int]]:
-        """The keys of each row of a file, which needs no answer and no label."""
+    def _row_keys(self, rows: Dataset, file: str) -> list[list[int]]:
+        """The keys of each row of a file, which needs no answers and no labels."""
         names = {names[0] for names in SCHEMAS[self.kind].columns}
-        given = [(self.columns or {}).get(name, name) for name in (TEXTS if names <= TEXTS else sorted(names))]
-        columns = [column for column in given if reachable(column, rows.column_names)]
+        wanted = [(self.columns or {}).get(name, name) for name in (TEXTS if names <= TEXTS else sorted(names))]
+        columns = [column for column in wanted if reachable(column, rows.column_names)]
         mapping = None
         try:
             mapping = mapped_columns(self.kind, rows.column_names, self.columns, file)
         except AiraError:
             if not columns:
                 raise
-        asked, classes = [], named_classes(rows.features)
+        row_keys, classes = [], named_classes(rows.features)
         for row in rows:
             keys: list[int] = []
             with contextlib.suppress(BadRow, AiraError):
@@ -301,12 +303,12 @@ class DataModule(BatchSource):
                     keys = [prompt_key(example), last_key(example)]
             for column in () if keys else columns:
                 with contextlib.suppress(BadRow):
-                    keys.append(asked_key(pick(row, column)))
-            asked.append(keys)
-        return asked
+                    keys.append(cell_key(pick(row, column)))
+            row_keys.append(keys)
+        return row_keys
 
     def examples(self, split: Split, chosen: Sequence[int] | np.ndarray) -> list[Example]:
-        """Rows of a split as examples, to be shown or answered.
+        """Rows of a split as examples, for display or generation.
 
         Args:
             chosen: row numbers of the split's source, such as those of `Split.index`.
@@ -316,7 +318,7 @@ class DataModule(BatchSource):
         return [read_example(self.kind, split.rows[int(i)], mapping, self.labels, names) for i in chosen]
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The rest of the run, from the step that the trainer is at; its length is that of the whole run."""
+        """The rest of the run, from the trainer's current step on; its length is that of the whole run."""
         assert self.trainer is not None
         return self._loader(self.train, steps=self.trainer.max_steps, start=self.trainer.global_step, shuffle=True)
 
@@ -349,11 +351,11 @@ class DataModule(BatchSource):
             _Steps(split, self.tokenizer.pad_token_id or 0, separator_id(self.tokenizer), self.padded),  # type: ignore[arg-type]
             sampler=plan,
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

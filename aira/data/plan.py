@@ -12,17 +12,17 @@ class Step(NamedTuple):
 
     number: int
     rows: list[list[int]]  # example indices of each forward pass of this rank
-    real_rows: int  # the first ones; padding rows follow, which count for nothing and are run since other ranks wait
+    real_rows: int  # the first ones; padding rows follow, which count for nothing and only keep ranks in step
     examples: int
     tokens: int  # scored tokens
-    input_tokens: int  # all tokens that the model reads, but for padding
+    input_tokens: int  # all tokens that the model reads, without padding
 
 
 def balance(batch: np.ndarray, lengths: np.ndarray, ranks: int) -> list[list[int]]:
-    """Deal a batch to ranks, longest example first, each to the rank that has the fewest tokens so far.
+    """Distribute a batch over ranks, longest example first, each to the rank that has the fewest tokens so far.
 
     Returns:
-        Example indices of each rank, longest first. Ties are broken by index, so every rank does alike.
+        Example indices of each rank, longest first. Ties are broken by index, so every rank computes the same.
     """
     order = batch[np.lexsort((batch, -lengths[batch]))]
     shares: list[list[int]] = [[] for _ in range(ranks)]
@@ -35,13 +35,13 @@ def balance(batch: np.ndarray, lengths: np.ndarray, ranks: int) -> list[list[int
 
 
 def fill_rows(examples: list[int], lengths: np.ndarray, tokens_per_row: int, padded: bool) -> list[list[int]]:
-    """Cut a rank's share into rows of at most `tokens_per_row` tokens (an example that is longer has its own row).
+    """Cut a rank's share into rows of at most `tokens_per_row` tokens (a longer example has a row of its own).
 
     Args:
         examples: indices, longest first.
         lengths: tokens of each example: of the whole tree, or of its padded branches.
         tokens_per_row: the budget; a padded row costs its longest example times its number of examples.
-        padded: pad neighbours in length together, instead of packing first-fit-decreasing.
+        padded: pad examples of similar length together, instead of packing first-fit-decreasing.
     """
     rows: list[list[int]] = []
     room: list[int] = []
@@ -49,23 +49,23 @@ def fill_rows(examples: list[int], lengths: np.ndarray, tokens_per_row: int, pad
         length = int(lengths[index])
         if padded:
             fits = bool(rows) and (len(rows[-1]) + 1) * int(lengths[rows[-1][0]]) <= tokens_per_row
-            place = len(rows) - 1 if fits else -1
+            row = len(rows) - 1 if fits else -1
         else:
-            place = next((i for i, free in enumerate(room) if free >= length), -1)
-        if place < 0:
+            row = next((i for i, free in enumerate(room) if free >= length), -1)
+        if row < 0:
             rows.append([index])
             room.append(tokens_per_row - length)
         else:
-            rows[place].append(index)
-            room[place] -= length
+            rows[row].append(index)
+            room[row] -= length
     return rows
 
 
 class Plan(Sampler[Step]):
     """All the steps of a run, epoch after epoch.
 
-    Shuffled by (seed, epoch); step k can be computed without the steps before it, so a run that is gone on with
-    starts the plan at its step. With `shuffle=False` it is one pass in the order of the data.
+    Shuffled by (seed, epoch); step k can be computed without the steps before it, so a resumed run starts the plan at
+    its step. With `shuffle=False` it is one pass in the order of the data.
 
     Args:
         lengths: [examples] tokens of each example in a row.
@@ -74,8 +74,8 @@ class Plan(Sampler[Step]):
         tokens_per_row: see `fill_rows`.
         steps: how many steps the whole run has.
         start: the first step to run.
-        equal_rows: give every rank as many rows, for strategies under which each forward pass needs all ranks.
-        input_tokens: [examples] tokens of each example without padding; None for `lengths`, where there is none.
+        equal_rows: give every rank the same number of rows, for strategies whose forward passes need all ranks.
+        input_tokens: [examples] tokens of each example without padding; None if there is no padding (`lengths`).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Rows of JSON, JSON lines, CSV and TSV files, exactly as they stand there, or an error that says which is wrong."""
+"""Rows of JSON, JSON lines, CSV and TSV files, exactly as written, or an error that says which row is wrong."""
 
 import codecs
 import csv
@@ -27,9 +27,9 @@ FOREIGN = {
     b"PAR1\x15": "parquet: give it a name that ends in .parquet",
     b"ARROW1\0": "an Arrow table: write it as parquet, or as JSON lines",
 }
-"""How files begin that are no text, and what to do with one."""
+"""The first bytes of files that are not text, and what to do with such a file."""
 
-MARKS = {  # the longer first, of which another is the beginning
+MARKS = {  # longer ones first, since one begins with another
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -38,68 +38,68 @@ MARKS = {  # the longer first, of which another is the beginning
 BOMS = re.compile(rb"\A(?:\xef\xbb\xbf)+")
 
 DEEPEST = 50
-"""Lists and objects in one another; an Arrow table holds 63."""
+"""Levels of nested lists and objects; an Arrow table holds 63."""
 
 BEFORE = re.compile(r"\A[\s\ufeff]+")
-"""What may stand before a row: spaces, and a mark of byte order where files were put one behind another."""
+"""What may precede a row: spaces, and a byte order mark where files were concatenated."""
 
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Decimal(float):
-    """A number of JSON with its literal text: 3.10 and 1e5 are other texts than 3.1 and 100000.0."""
+    """A JSON number with its literal text: 3.10 and 1e5 are different texts from 3.1 and 100000.0."""
 
     def __init__(self, literal: str) -> None:
         self.literal = literal
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a text file, one by one; cells of CSV and TSV are text, values of JSON are as json.loads has them.
+    """The rows of a text file, one by one; cells of CSV and TSV are text, values of JSON are those of json.loads.
 
-    A `.json` file holds a list of objects, an object whose `data` is one, or an object a line.
+    A `.json` file holds a list of objects, an object whose `data` is such a list, or one object per line.
 
     Raises:
-        AiraError: a row is not of the format; the message names file and row.
+        AiraError: a row does not have the format; the message names the file and the row.
     """
     yield from (_csv_rows if format_of(file) in (".csv", ".tsv") else _json_rows)(file)
 
 
 def _lines(file: Path) -> Iterator[str]:
-    """The lines of a text file, compressed or not, with their ends; CR ends them in a file that has no LF."""
+    """The lines of a text file, compressed or not, with their line ends; CR ends lines in a file without LF."""
     number = 0
-    packed = file.suffix.lower() == ".gz"
+    compressed = file.suffix.lower() == ".gz"
     try:
-        with (gzip.open if packed else open)(file, "rb") as stream:
+        with (gzip.open if compressed else open)(file, "rb") as stream:
             first = stream.readline()
             _check_text(file, first)
             first = BOMS.sub(b"", first)
-            alone = not first.endswith(b"\n")  # the whole file, so that nothing follows
-            for raw in itertools.chain(re.findall(rb"[^\r]*\r|[^\r]+", first) if alone else [first], stream):
+            without_lf = not first.endswith(b"\n")  # then it is the whole file, and nothing follows
+            for raw in itertools.chain(re.findall(rb"[^\r]*\r|[^\r]+", first) if without_lf else [first], stream):
                 number += 1
                 if b"\0" in raw:
-                    raise AiraError(f"{file}, line {number}: a byte is zero, so it is no text, or not UTF-8.")
+                    raise AiraError(f"{file}, line {number}: there is a zero byte, so it is not text, or not UTF-8.")
                 yield raw.decode()
     except UnicodeDecodeError as error:
-        said = f"{file}, line {number}: this is not UTF-8 ({error.reason})."
-        raise AiraError(f"{said} If it is Latin-1, {_conversion(file, 'LATIN1')}") from error
+        message = f"{file}, line {number}: this is not UTF-8 ({error.reason})."
+        raise AiraError(f"{message} If it is Latin-1, {_conversion(file, 'LATIN1')}") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise AiraError(f"{file}: the compressed file is damaged or cut: {reason_of(error)}.") from error
+        raise AiraError(f"{file}: the compressed file is damaged or truncated: {reason_of(error)}.") from error
     except OSError as error:
         raise AiraError(f"{file} could not be read: {error.strerror or reason_of(error)}.") from error
 
 
 def _check_text(file: Path, first: bytes) -> None:
-    """Whether a file's first line is not that of another format, or of another encoding than UTF-8."""
-    for mark, what in FOREIGN.items():
+    """Check that a file's first line is not that of another format, or of another encoding than UTF-8."""
+    for mark, description in FOREIGN.items():
         if first.startswith(mark):
-            raise AiraError(f"{file}: what it holds is no text but {what}.")
+            raise AiraError(f"{file}: it is not text, but {description}.")
     for mark, encoding in MARKS.items():
         if first.startswith(mark):
             raise AiraError(f"{file}: this is {encoding}, not UTF-8: {_conversion(file, encoding)}")
 
 
 def _conversion(file: Path, encoding: str) -> str:
-    """How a file is written anew in UTF-8."""
+    """The command that rewrites a file in UTF-8."""
     name = shlex.quote(str(file))
     to = f"iconv -f {encoding} -t UTF-8"
     command = f"gzip -dc {name} | {to}" if file.suffix.lower() == ".gz" else f"{to} {name}"
@@ -109,28 +109,27 @@ def _conversion(file: Path, encoding: str) -> str:
 
 REASONS = {
     "end of data": "a quote is opened and not closed",
-    "new-line character": "a carriage return (CR) stands in a cell without quotes",
+    "new-line character": "there is a carriage return (CR) in a cell without quotes",
 }
-"""What the library's errors mean."""
+"""The meaning of the csv library's errors."""
 
 
 def _csv_rows(file: Path) -> Iterator[dict[str, str]]:
     lines = _lines(file)
     first = next(lines, "")
-    separators = (
-        "\t" if format_of(file) == ".tsv" else ",;\t"
-    )  # the one that makes the most columns; of equal ones, ","
+    separators = "\t" if format_of(file) == ".tsv" else ",;\t"
+    # the one that makes the most columns; a tie goes to ","
     separator = max(separators, key=lambda sign: len(next(csv.reader([first.split("\r")[0]], delimiter=sign), [])))
     reader = csv.reader(itertools.chain([first], lines), delimiter=separator, strict=True)
     header: list[str] | None = None
-    start = 0  # the line that the last row ended at
+    start = 0  # the line at which the previous row ended
     if re.match('"?sep=', first):
-        raise AiraError(f"{file}, line 1: `sep=` is for Excel alone, and no header. Take the line out.")
+        raise AiraError(f"{file}, line 1: `sep=` is for Excel only, and not a header. Remove the line.")
     while True:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            reason = next((said for sign, said in REASONS.items() if sign in str(error)), str(error))
+            reason = next((meaning for text, meaning in REASONS.items() if text in str(error)), str(error))
             raise AiraError(f"{file}, line {start + 1}: this is not CSV: {reason}.") from error
         if cells is None:
             return
@@ -159,15 +158,15 @@ def _check_names(place: str, names: list[str]) -> None:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise ValueError(f"the name {twice!r} stands twice in an object")
-    return made
+        duplicate = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"the name {duplicate!r} occurs twice in an object")
+    return mapping
 
 
-TOO_DEEP = f"lists and objects are nested too deep, in more than {DEEPEST} of one another."
+TOO_DEEP = f"lists and objects are nested more than {DEEPEST} levels deep."
 
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_object,
@@ -177,7 +176,7 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def _parsed(place: str, text: str, whole: bool = False) -> Any:
+def _parse(place: str, text: str, whole: bool = False) -> Any:
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -191,19 +190,19 @@ def _parsed(place: str, text: str, whole: bool = False) -> Any:
 
 def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
     rows: Iterator[tuple[str, Any]]
-    if format_of(file) == ".json" and not _by_line(file):
-        rows = ((f"{file}, row {i}", row) for i, row in enumerate(_unwrapped(file), start=1))
+    if format_of(file) == ".json" and not _is_json_lines(file):
+        rows = ((f"{file}, row {i}", row) for i, row in enumerate(_document_rows(file), start=1))
     else:
         rows = _json_lines(file)
-    known: set[str] = set()
+    columns: set[str] = set()
     for place, row in rows:
         if not isinstance(row, dict):
             raise AiraError(f'{place}: a row is an object such as {{"prompt": …}}, not {json.dumps(row)[:40]}.')
-        if not known.issuperset(row):
+        if not columns.issuperset(row):
             _check_names(place, list(row))
-            if known and known.isdisjoint(row):
+            if columns and columns.isdisjoint(row):
                 raise AiraError(f"{place}: it has other columns than the rows before: {', '.join(row)}.")
-            known.update(row)
+            columns.update(row)
         yield row
 
 
@@ -215,15 +214,15 @@ def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
             place = f"{file}, row {row}" + (f" (line {number})" if row != number else "")
             if line.strip() in ("{", "["):
                 raise AiraError(
-                    f"{place}: a row is one line here. A list, or one object, of several lines is a .json file."
+                    f"{place}: each row must be one line. A list or an object over several lines is a .json file."
                 )
-            value = _parsed(place, BEFORE.sub(lambda found: " " * len(found[0]), line.rstrip()))
-            _check_row(place, value, *_doubts(line))
+            value = _parse(place, BEFORE.sub(lambda match: " " * len(match[0]), line.rstrip()))
+            _check_row(place, value, *_needed_checks(line))
             yield place, value
 
 
-def _by_line(file: Path) -> bool:
-    """Whether a .json file has an object a line; one with a single line is read as a whole."""
+def _is_json_lines(file: Path) -> bool:
+    """Whether a .json file has one object per line; a file of a single line is read as a whole."""
     first = list(itertools.islice((line for line in _lines(file) if line.strip()), 2))
     try:
         return len(first) == 2 and isinstance(_DECODER.decode(first[0].strip()), dict)
@@ -231,31 +230,29 @@ def _by_line(file: Path) -> bool:
         return False
 
 
-def _unwrapped(file: Path) -> list[Any]:
+def _document_rows(file: Path) -> list[Any]:
     """The rows of a .json file that is one list, an object with a list `data`, or one row."""
     text = "".join(_lines(file))
-    value = _parsed(str(file), text, whole=True) if text.strip() else []
+    value = _parse(str(file), text, whole=True) if text.strip() else []
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         others = [name for name, part in value.items() if name != "data" and isinstance(part, list | dict)]
         if others:
-            raise AiraError(
-                f"{file}: beside `data` it has {', '.join(others)}. Write the rows that are meant as a list."
-            )
+            raise AiraError(f"{file}: besides `data` it has {', '.join(others)}. Write the rows to be read as a list.")
         value = value["data"]
     rows = value if isinstance(value, list) else [value]
-    doubts = _doubts(text)
+    checks = _needed_checks(text)
     for i, row in enumerate(rows, start=1):
-        _check_row(f"{file}, row {i}", row, *doubts)
+        _check_row(f"{file}, row {i}", row, *checks)
     return rows
 
 
-def _doubts(text: str) -> tuple[bool, bool]:
-    """Whether rows of a text of JSON may be nested too deep, and whether halves of characters may stand in them."""
+def _needed_checks(text: str) -> tuple[bool, bool]:
+    """Whether rows of a JSON text may be nested too deep, and whether they may have unpaired surrogates."""
     return text.count("[") + text.count("{") > DEEPEST, bool(SURROGATE.search(text))
 
 
 def _check_row(place: str, row: Any, deep: bool, escapes: bool) -> None:
-    """Whether a table can hold a row: how nested it is where `deep`, and its texts where `escapes`."""
+    """Check that a table can hold a row: how deep it is nested if `deep`, and its texts if `escapes`."""
     level: list[Any] = [[row]] if deep else [[]]
     for _ in range(DEEPEST + 1):
         parts = (part for one in level for part in (one.values() if isinstance(one, dict) else one))
@@ -270,5 +267,5 @@ def _check_row(place: str, row: Any, deep: bool, escapes: bool) -> None:
     except UnicodeEncodeError as error:
         half = error.object[error.start].encode("unicode_escape").decode()
         raise AiraError(
-            f"{place}: {half} is half of a character, and no text can hold it. Mend the row or take it out."
+            f"{place}: {half} is half of a character, which text cannot hold. Fix or remove the row."
         ) from error

@@ -1,4 +1,4 @@
-"""What a row must hold for each kind of data, and how a user's columns are brought into that form."""
+"""The columns that each kind of data needs, and how a user's columns are converted to them."""
 
 import contextlib
 import hashlib
@@ -21,10 +21,10 @@ Record = dict[str, Any]
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 LARGEST = 3.4e38
-"""The largest number that a margin, which is kept in 32 bits, may be."""
+"""The largest margin, which is stored in 32 bits."""
 
 HARMLESS, TOXIC = 0, 1
-"""The two classes of labelled texts. A score is high where a text is harmless: see `aira.methods.toxicity`."""
+"""The two classes of labelled texts. A harmless text has a high score: see `aira.methods.toxicity`."""
 
 LABELS: dict[str, int | None] = {
     **dict.fromkeys(("0", "false", "harmless", "non-toxic", "not-toxic", "non-hateful"), HARMLESS),
@@ -42,28 +42,28 @@ ALIASES = {
     "text": ("comment", "comment_text", "sentence", "tweet", "content", "message"),
     "label": ("class", "category", "target", "toxic", "toxicity"),
 }
-"""What others call a column."""
+"""Other common names of a column."""
 
 
 class Example(NamedTuple):
     """A row in one form for all kinds of data."""
 
-    conversations: list[list[Message]]  # one a branch; a text that answers nothing is an assistant's turn alone
+    conversations: list[list[Message]]  # one per branch; a text without a prompt is a single turn of the assistant
     labels: Sequence[int] = ()  # the class of each branch, for labelled texts
-    margin: float = 0.0  # by how much chosen is to be better than rejected, in units of the score
+    margin: float = 0.0  # by how much chosen should be better than rejected, in units of the score
 
 
 class BadRow(Exception):
-    """A row that cannot be used; it is dropped, and counted by the reason: the message without what is in brackets."""
+    """A row that cannot be used; it is dropped and counted by reason: the message without the part in parentheses."""
 
     @property
     def reason(self) -> str:
-        """What dropped rows are counted by."""
+        """The reason by which dropped rows are counted."""
         return reason_in(str(self))
 
 
 class UnknownLabel(AiraError):
-    """A label that is none of two classes; see `labels_hint`."""
+    """A label that belongs to neither class; see `labels_hint`."""
 
 
 def reason_in(problem: str) -> str:
@@ -72,43 +72,43 @@ def reason_in(problem: str) -> str:
 
 
 def pick(row: Record, column: str | list[str]) -> Any:
-    """Read a column, by its name, by a dotted path into it (`answers.0.text`), or several joined by blank lines.
+    """Read a column by its name or by a dotted path into it (`answers.0.text`), or join several with blank lines.
 
     Raises:
-        BadRow: the path leads nowhere in this row, or a part to join is no text.
+        BadRow: the path does not exist in this row, or a part to join is not text.
     """
     if isinstance(column, list):
         parts = {name: pick(row, name) for name in column}
-        return "\n\n".join(text(parts, name) for name, part in parts.items() if not _blank(part))
+        return "\n\n".join(text(parts, name) for name, part in parts.items() if not _is_blank(part))
     value: Any = row
     for name in [column] if column in row else column.split("."):
         if value is None or (isinstance(value, list) and name.isdecimal() and int(name) >= len(value)):
             raise BadRow(f"empty {column}")
         if isinstance(value, list) and name.isdecimal():
             value = value[int(name)]
-        elif isinstance(value, Mapping) and name in value:  # a row of the datasets library is no dict
+        elif isinstance(value, Mapping) and name in value:  # a row of the datasets library is not a dict
             value = value[name]
         else:
             raise BadRow(f"there is no {column}")
     return value
 
 
-def _blank(value: Any) -> bool:
-    """Whether it is nothing, or a text in which nothing is seen."""
+def _is_blank(value: Any) -> bool:
+    """Whether a value is missing, or a text without visible characters."""
     if isinstance(value, str):
-        return all(sign.isspace() or unicodedata.category(sign) == "Cf" or _UNSEEN.match(sign) for sign in value)
+        return all(char.isspace() or unicodedata.category(char) == "Cf" or _UNSEEN.match(char) for char in value)
     return value is None or bool(value != value)
 
 
 def text(row: Record, name: str) -> str:
-    """A column that must be non-empty text; a number, or true or false, is the text that JSON has for it."""
+    """A column that must be non-empty text; a number or a boolean becomes its JSON text."""
     value = row[name]
-    if _blank(value):
+    if _is_blank(value):
         raise BadRow(f"empty {name}")
     if isinstance(value, bool | int | float):
         return json.dumps(value)
     if not isinstance(value, str):
-        raise BadRow(f"{name} is no text but {type(value).__name__}")
+        raise BadRow(f"{name} is not text but {type(value).__name__}")
     return value
 
 
@@ -116,57 +116,57 @@ def messages(turns: Any) -> list[Message]:
     """Turns as role and content (or from and value).
 
     Raises:
-        BadRow: there is none, an unknown role, or an empty turn.
+        BadRow: there are no turns, or one has an unknown role or is empty.
     """
-    turns = _unpacked(turns)
+    turns = _parse_turns(turns)
     if isinstance(turns, str) and turns.strip():
-        raise BadRow("conversations is a text, and no list of turns as JSON")
+        raise BadRow("conversations is text, not a list of turns as JSON")
     if turns is not None and not isinstance(turns, list | str):
-        raise BadRow(f"conversations is no list of turns but {type(turns).__name__}")
+        raise BadRow(f"conversations is not a list of turns but {type(turns).__name__}")
     if not turns or isinstance(turns, str):
         raise BadRow("empty conversations")
-    found = []
+    dialogue = []
     for turn in turns:
         if not isinstance(turn, dict):
-            raise BadRow("a turn is no mapping")
+            raise BadRow("a turn is not a mapping")
         role = turn.get("role") or turn.get("from")
         content = turn.get("value") if turn.get("content") in (None, "") else turn["content"]
         if not isinstance(role, str) or role not in ROLES:
             raise BadRow(f"unknown role {short(role)} (known: {', '.join(ROLES)})")
-        if _blank(content):
+        if _is_blank(content):
             raise BadRow("an empty turn")
         if not isinstance(content, str):
-            raise BadRow(f"a turn is no text but {type(content).__name__}")
-        found.append({"role": ROLES[role], "content": content})
-    return found
+            raise BadRow(f"a turn is not text but {type(content).__name__}")
+        dialogue.append({"role": ROLES[role], "content": content})
+    return dialogue
 
 
 def short(value: Any) -> str:
-    """A value as it is shown in a message."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}…"
+    """A value, shortened for a message."""
+    full = repr(value)
+    return full if len(full) <= 60 else f"{full[:60]}…"
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON whose names stand once each; the last one of two would be taken without a word."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError("a name stands twice in an object")
-    return made
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are unique; json.loads would silently take the last of two."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        raise ValueError("a name occurs twice in an object")
+    return mapping
 
 
-def _unpacked(value: Any) -> Any:
-    """The turns that a text holds as JSON, as a cell of CSV does; any other value as it is.
+def _parse_turns(value: Any) -> Any:
+    """The turns that a text holds as JSON, such as a cell of CSV; any other value unchanged.
 
     Raises:
-        BadRow: an escape in a turn stands for half of a character, which no text can hold.
+        BadRow: an escape in a turn stands for half of a character, which text cannot hold.
     """
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
-            found = json.loads(value, object_pairs_hook=_once)
+            parsed = json.loads(value, object_pairs_hook=_unique_names)
         except (ValueError, RecursionError):
             return value
-        turns = found if isinstance(found, list) else [found]
+        turns = parsed if isinstance(parsed, list) else [parsed]
         if turns and all(isinstance(one, dict) and one.keys() & {"role", "from"} for one in turns):
             try:
                 json.dumps(turns, ensure_ascii=False).encode()
@@ -177,23 +177,23 @@ def _unpacked(value: Any) -> Any:
 
 
 def conversation(turns: Any) -> list[Message]:
-    """Turns that end with the assistant's.
+    """Turns up to the assistant's last one.
 
     Raises:
-        BadRow: as for `messages`, or no answer by the assistant, or no question before it.
+        BadRow: as for `messages`, or there is no answer by the assistant, or no question before it.
     """
-    found = messages(turns)
-    while found and found[-1]["role"] != "assistant":
-        found.pop()
-    if not found:
+    dialogue = messages(turns)
+    while dialogue and dialogue[-1]["role"] != "assistant":
+        dialogue.pop()
+    if not dialogue:
         raise BadRow("no turn of the assistant")
-    if next(message["role"] for message in found if message["role"] != "system") == "assistant":
+    if next(message["role"] for message in dialogue if message["role"] != "system") == "assistant":
         raise BadRow("the assistant speaks first")
-    return found
+    return dialogue
 
 
 def transcript(whole: str) -> list[Message]:
-    r"""The turns of a dialogue as HH-RLHF writes it: `\n\nHuman: …\n\nAssistant: …`.
+    r"""The turns of a dialogue in HH-RLHF's format: `\n\nHuman: …\n\nAssistant: …`.
 
     Raises:
         BadRow: it does not begin with a turn of the human, or a turn is empty.
@@ -202,10 +202,10 @@ def transcript(whole: str) -> list[Message]:
     if first.strip() or not parts:
         raise BadRow("no prompt, and no transcript that begins with a blank line and 'Human:'")
     roles = {"Human": "user", "Assistant": "assistant"}
-    found = [{"role": roles[role], "content": said.strip()} for role, said in zip(parts[::2], parts[1::2], strict=True)]
-    if not found[-1]["content"]:
+    turns = [_turn(roles[role], content.strip()) for role, content in zip(parts[::2], parts[1::2], strict=True)]
+    if not turns[-1]["content"]:
         raise BadRow("an empty response")
-    return conversation(found)
+    return conversation(turns)
 
 
 def instruction(row: Record) -> Example:
@@ -218,9 +218,9 @@ def instruction(row: Record) -> Example:
 def preference(row: Record) -> Example:
     """A conversation that ends with the chosen response, and one that ends with the rejected one.
 
-    Responses are texts, turns, or lists of turns; prompts too. Without a prompt, `chosen` and `rejected` are whole
+    Responses are texts, turns, or lists of turns; so are prompts. Without a prompt, `chosen` and `rejected` are whole
     dialogues, as lists of turns or as transcripts of HH-RLHF. {question, answer_0, answer_1, score_0, score_1} is
-    WebGPT's form, in which the answer with the higher score is chosen.
+    WebGPT's format, in which the answer with the higher score is chosen.
 
     Raises:
         BadRow: the responses are equal, one is empty, the two answer different prompts, or a comparison is a tie.
@@ -230,17 +230,17 @@ def preference(row: Record) -> Example:
         if scores["0"] == scores["1"]:
             raise BadRow("a tie")
         names = sorted(scores, key=lambda name: -scores[name])
-        asked = row["question"]
-        prompt = _turns(asked.get("full_text") if isinstance(asked, Mapping) else asked, "user", "question")
-        chosen, rejected = (_answered(prompt, row[f"answer_{name}"]) for name in names)
+        question = row["question"]
+        prompt = _turns(question.get("full_text") if isinstance(question, Mapping) else question, "user", "question")
+        chosen, rejected = (_append_response(prompt, row[f"answer_{name}"]) for name in names)
     else:
-        prompted = next((name for name in ("prompt", "instruction", "conversations") if name in row), None)
+        prompt_column = next((name for name in ("prompt", "instruction", "conversations") if name in row), None)
         pair = [row.get(name, row.get(f"{name}_response")) for name in ("chosen", "rejected")]
-        if prompted:
-            prompt = _turns(row[prompted], "user", prompted)
-            chosen, rejected = (_answered(prompt, response) for response in pair)
+        if prompt_column:
+            prompt = _turns(row[prompt_column], "user", prompt_column)
+            chosen, rejected = (_append_response(prompt, response) for response in pair)
         else:
-            pair = [_unpacked(whole) for whole in pair]
+            pair = [_parse_turns(whole) for whole in pair]
             chosen, rejected = (transcript(whole) if isinstance(whole, str) else conversation(whole) for whole in pair)
             if chosen[:-1] != rejected[:-1]:
                 raise BadRow("chosen and rejected answer different prompts")
@@ -259,44 +259,44 @@ def labelled(row: Record) -> Example:
         pair = [text(row, "harmless"), text(row, "harmful")]
         if pair[0] == pair[1]:
             raise BadRow("harmless equals harmful")
-        return Example([[_turn("assistant", said)] for said in pair], [HARMLESS, TOXIC])
+        return Example([[_turn("assistant", content)] for content in pair], [HARMLESS, TOXIC])
     return Example([[_turn("assistant", text(row, "text"))]], [row["label"]])
 
 
 def label(value: Any, known: Mapping[str, int | None]) -> int:
-    """The class that a label stands for; of several columns (a list), toxic where any is above 0.
+    """The class of a label; for several columns (a list), toxic if any is above 0.
 
     Raises:
-        BadRow: there is no label: the cell is empty, null, NaN, or -1, by which the hub's data sets say so, or `known`
-            has None for it. Of several columns, one has none, and no other is above 0.
-        AiraError: it is none of two classes.
+        BadRow: there is no label: the cell is empty, null, NaN, or -1 (as in data sets of the hub), or `known`
+            has None for it. Of several columns, one has no label, and no other is above 0.
+        AiraError: it belongs to neither class.
     """
     if isinstance(value, list):
-        given = [part for part in value if not _unlabelled(part)]
-        toxic = any(finite(part, "label") > 0 for part in given)
-        if not toxic and len(given) < len(value):
+        present = [part for part in value if not _is_unlabelled(part)]
+        toxic = any(finite(part, "label") > 0 for part in present)
+        if not toxic and len(present) < len(value):
             raise BadRow("empty label, or -1")
         return TOXIC if toxic else HARMLESS
-    name = _text_of(value)
+    name = _normalize(value)
     name = name if name in known else _class_name(value)
     if name not in known:
-        if _unlabelled(value):
+        if _is_unlabelled(value):
             raise BadRow("empty label, or -1")
         raise UnknownLabel(f"the label {short(value)} is neither toxic nor harmless. Known are {', '.join(known)}.")
-    found = known[name]
-    if found is None:
+    label_class = known[name]
+    if label_class is None:
         raise BadRow(f"data.labels leaves out {short(value)}")
-    return found
+    return label_class
 
 
 MOST_LABELS = 8
-"""Labels that are named in a hint."""
+"""Labels listed in a hint."""
 
 
 def labels_hint(
     rows: Dataset, column: str, labels: Mapping[str, int | None] | None, names: Mapping[str, Sequence[str]]
 ) -> str:
-    """How a user says what labels mean that nobody knows: an override with the labels that are there.
+    """How a user defines unknown labels: an override with the labels of the data.
 
     Args:
         column: of the labels, as of `mapped_columns`.
@@ -307,41 +307,41 @@ def labels_hint(
     for row in top.take(min(len(top), 100_000)):
         with contextlib.suppress(BadRow):
             cells.append(pick(row, column))
-    named = [_named(cell, names.get(column), user) for cell in cells]
+    values = [_class_label(cell, names.get(column), user) for cell in cells]
     known = LABELS | user
-    texts = dict.fromkeys(str(value).strip() for value in named if not _unlabelled(value))
-    unknown = [name for name in texts if _text_of(name) not in known and _class_name(name) not in known]
-    written = [re.sub(r"[\\()\[\]{}:=,]| (?= |$)", r"\\\g<0>", name) for name in unknown]
-    fine = [key for key, name in zip(written, unknown, strict=True) if len(name) <= 40 and _can_be_typed(key, name)]
-    pairs = ", ".join(f"{key}: {int(i == 0)}" for i, key in enumerate(fine[:MOST_LABELS]))
-    such = f" Such as {shlex.quote(f'data.labels={{{pairs}}}')}, with the numbers as they are meant." if pairs else ""
+    texts = dict.fromkeys(str(value).strip() for value in values if not _is_unlabelled(value))
+    unknown = [name for name in texts if _normalize(name) not in known and _class_name(name) not in known]
+    escaped = [re.sub(r"[\\()\[\]{}:=,]| (?= |$)", r"\\\g<0>", name) for name in unknown]
+    typable = [key for key, name in zip(escaped, unknown, strict=True) if len(name) <= 40 and _can_be_typed(key, name)]
+    pairs = ", ".join(f"{key}: {int(i == 0)}" for i, key in enumerate(typable[:MOST_LABELS]))
+    example = f" For example {shlex.quote(f'data.labels={{{pairs}}}')}, with the right numbers." if pairs else ""
     more = f" {len(unknown)} labels are not known." if len(unknown) > MOST_LABELS else ""
-    if len(fine) < len(unknown):
-        more += " One that Hydra cannot read there, as with a quote, is set in a file (docs/extending.md)."
-    return f"data.labels says what others mean: 1 is toxic, 0 is not, null leaves rows out.{such}{more}"
+    if len(typable) < len(unknown):
+        more += " A label that Hydra cannot read there, such as one with a quote, is set in a file (docs/extending.md)."
+    return f"data.labels defines other labels: 1 is toxic, 0 is not, null leaves rows out.{example}{more}"
 
 
 def _can_be_typed(key: str, name: str) -> bool:
     """Whether Hydra reads a key of a mapping as this name."""
     try:
-        found = parse_override(f"data.labels={{{key}: 1}}").value()
+        mapping = parse_override(f"data.labels={{{key}: 1}}").value()
     except AiraError:
         return False
-    return isinstance(found, dict) and [_text_of(one) for one in found] == [_text_of(name)]
+    return isinstance(mapping, dict) and [_normalize(one) for one in mapping] == [_normalize(name)]
 
 
-def _unlabelled(value: Any) -> bool:
-    """Whether a cell says that nobody has given a label."""
+def _is_unlabelled(value: Any) -> bool:
+    """Whether a cell says that there is no label."""
     return _class_name(value) in ("", "nan", "null", "none", "-1")
 
 
-def _text_of(value: Any) -> str:
+def _normalize(value: Any) -> str:
     return unicodedata.normalize("NFC", str(value).strip().casefold())
 
 
 def _class_name(value: Any) -> str:
-    """A label as it is compared: as text, without letter case; a whole number as one, so that 1.0 is 1, and -0 is 0."""
-    name = _text_of(value)
+    """A label in the form that is compared: text without letter case; whole numbers so that 1.0 is 1, and -0 is 0."""
+    name = _normalize(value)
     with contextlib.suppress(ValueError, OverflowError):
         number = float(name)
         return str(int(number)) if number == int(number) else name
@@ -349,17 +349,17 @@ def _class_name(value: Any) -> str:
 
 
 def class_names(labels: Mapping[Any, int | None] | None) -> dict[str, int | None]:
-    """The user's names of classes as they are compared; a number also as it is written, so that 00 may be no 0."""
-    given = labels or {}
+    """The user's class names in the form that is compared; a number also as written, so that 00 may differ from 0."""
+    labels = labels or {}
     classes: dict[str, int | None] = {}
-    for name, cls in given.items():
-        if classes.setdefault(_text_of(name), cls) != cls:
-            raise AiraError(f"data.labels={dict(given)}: {name} has two classes, for letter case makes no other name.")
-    return {_class_name(name): given[name] for name in given} | classes
+    for name, cls in labels.items():
+        if classes.setdefault(_normalize(name), cls) != cls:
+            raise AiraError(f"data.labels={dict(labels)}: {name} has two classes; letter case makes no difference.")
+    return {_class_name(name): labels[name] for name in labels} | classes
 
 
 def named_classes(features: Mapping[str, Any] | None) -> dict[str, list[str]]:
-    """The columns of a data set that hold numbers of classes, with the names that the data set has for them."""
+    """The columns of a data set that hold class numbers, with the data set's names of the classes."""
     return {name: one.names for name, one in (features or {}).items() if isinstance(one, ClassLabel)}
 
 
@@ -369,45 +369,45 @@ def _turn(role: str, content: str) -> Message:
 
 def _turns(value: Any, role: str, name: str) -> list[Message]:
     """A text as a turn of `role`, or turns as they are."""
-    value = _unpacked(value)
+    value = _parse_turns(value)
     if value is None or isinstance(value, bool | int | float | str):
         return [_turn(role, text({name: value}, name))]
     return messages(value if isinstance(value, list) else [value])
 
 
-def _answered(prompt: list[Message], response: Any) -> list[Message]:
-    """A response after its prompt; one that is a whole dialogue has it already.
+def _append_response(prompt: list[Message], response: Any) -> list[Message]:
+    """A response after its prompt; a response that is a whole dialogue already includes the prompt.
 
     Raises:
-        BadRow: it has another one.
+        BadRow: it includes another prompt.
     """
-    said = _turns(response, "assistant", "response")
-    if said[0]["role"] == "assistant":
-        return prompt + said
-    there = {text_key(turn["content"]) for turn in said}
-    if any(text_key(turn["content"]) not in there for turn in prompt):
+    turns = _turns(response, "assistant", "response")
+    if turns[0]["role"] == "assistant":
+        return prompt + turns
+    keys = {text_key(turn["content"]) for turn in turns}
+    if any(text_key(turn["content"]) not in keys for turn in prompt):
         raise BadRow("a response is a dialogue with another prompt than the row's")
-    return said
+    return turns
 
 
 def finite(value: Any, name: str) -> float:
-    """A number, also as text, or true or false.
+    """A number, which may be given as text, or as true or false.
 
     Raises:
-        BadRow: it is none, or not a finite one in 32 bits.
+        BadRow: it is not a number, or not finite in 32 bits.
     """
-    said = str(value).strip().lower()
+    literal = str(value).strip().lower()
     try:
-        number = float({"true": 1, "false": 0}.get(said, said))
+        number = float({"true": 1, "false": 0}.get(literal, literal))
     except ValueError as error:
-        raise BadRow(f"{name} is no number ({short(value)})") from error
+        raise BadRow(f"{name} is not a number ({short(value)})") from error
     if not abs(number) <= LARGEST:
-        raise BadRow(f"{name} is no number ({short(value)})")
+        raise BadRow(f"{name} is not a number ({short(value)})")
     return number
 
 
 def reachable(column: str | list[str], available: list[str]) -> bool:
-    """Whether a mapping's column, or what each of its paths begins with, is there; see `pick`."""
+    """Whether a mapping's column, or the column that each of its paths begins with, exists; see `pick`."""
     names = column if isinstance(column, list) else [column]
     return all(name in available or name.split(".")[0] in available for name in names)
 
@@ -417,7 +417,7 @@ class Schema(NamedTuple):
 
     columns: tuple[tuple[str, ...], ...]  # the sets of columns that it may have
     example: Callable[[Record], Example]
-    optional: tuple[str, ...] = ()  # columns that are read where they are there
+    optional: tuple[str, ...] = ()  # columns that are read if they exist
 
 
 SCHEMAS = {
@@ -438,23 +438,23 @@ SCHEMAS = {
 }
 
 
-def _fitting(kind: str, available: list[str], columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The mappings of the layouts that the columns have; those with most of the names that the user maps first."""
+def _fitting_mappings(kind: str, available: list[str], columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The mappings of the layouts that the columns fit; those with most of the names that the user maps first."""
     mappings = [{name: columns.get(name, name) for name in names} for names in SCHEMAS[kind].columns]
-    found = [one for one in mappings if all(reachable(column, available) for column in one.values())]
-    return sorted(found, key=lambda one: -len(one.keys() & columns.keys()))
+    fitting = [one for one in mappings if all(reachable(column, available) for column in one.values())]
+    return sorted(fitting, key=lambda one: -len(one.keys() & columns.keys()))
 
 
-def left_aside(kind: str, available: list[str], columns: Mapping[str, Any] | None, source: str) -> list[str]:
-    """A sentence on which columns are read, and which are not, where they fit more than one layout."""
-    fitting = _fitting(kind, available, columns or {})
+def ignored_columns(kind: str, available: list[str], columns: Mapping[str, Any] | None, source: str) -> list[str]:
+    """A notice of which columns are read and which are ignored, if they fit more than one layout."""
+    fitting = _fitting_mappings(kind, available, columns or {})
     read = [str(column) for column in fitting[0].values()] if fitting else []
     others = [str(column) for one in fitting[1:] for column in one.values()]
     others += ["messages"] * (kind != "labelled" and "messages" in available)
     unread = [column for column in dict.fromkeys(others) if column not in read]
     if not unread:
         return []
-    return [f"{source}: read as {', '.join(read)}; left aside: {', '.join(unread)}. data.columns chooses others."]
+    return [f"{source}: read as {', '.join(read)}; ignored: {', '.join(unread)}. data.columns selects others."]
 
 
 def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | None, source: str) -> dict[str, Any]:
@@ -464,7 +464,7 @@ def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | No
         columns: the user's mapping; names that are not mapped stand for themselves.
 
     Raises:
-        AiraError: the kind has no such name, a mapped column is not there, or the data has none of the sets of
+        AiraError: the kind has no such name, a mapped column does not exist, or the data has none of the sets of
             columns that the kind needs.
     """
     columns = columns or {}
@@ -474,7 +474,7 @@ def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | No
     for name in columns:
         if name not in known:
             raise AiraError(f"data.columns: {kind} data has no {name}. {nearest(name, sorted(known))}")
-    if fitting := _fitting(kind, available, columns):
+    if fitting := _fitting_mappings(kind, available, columns):
         optional = {name: columns.get(name, name) for name in schema.optional}
         return fitting[0] | {name: column for name, column in optional.items() if reachable(column, available)}
     printed = [name if name.isprintable() and name == name.strip() else repr(name) for name in available]
@@ -489,28 +489,28 @@ def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | No
 
 
 def _mapping_hint(layouts: Sequence[Sequence[str]], available: Sequence[str]) -> str:
-    """A mapping of the columns that are there, by what others call them, or in their order."""
-    by_name = [{name: _called(name, available) for name in names} for names in layouts]
-    found = next((one for one in by_name if None not in one.values()), None)
-    if found is None:
+    """A mapping of the available columns, by their common names, or in their order."""
+    by_name = [{name: _column_for(name, available) for name in names} for names in layouts]
+    suggestion = next((one for one in by_name if None not in one.values()), None)
+    if suggestion is None:
         taken = {column for column in by_name[0].values() if column}
         rest = iter([column for column in available if column not in taken])
-        found = {name: column or next(rest, None) for name, column in by_name[0].items()}
-    pairs = [(name, column) for name, column in found.items() if column != name]
+        suggestion = {name: column or next(rest, None) for name, column in by_name[0].items()}
+    pairs = [(name, column) for name, column in suggestion.items() if column != name]
     if not all(column for _, column in pairs):
         return ""
-    mapping = ", ".join(f"{name}: {_value(str(column))}" for name, column in pairs)
-    return f" Map them, such as {shlex.quote(f'data.columns={{{mapping}}}')}."
+    mapping = ", ".join(f"{name}: {_quote(str(column))}" for name, column in pairs)
+    return f" Map them, for example {shlex.quote(f'data.columns={{{mapping}}}')}."
 
 
-def _value(column: str) -> str:
-    """The name of a column as Hydra reads it in a mapping."""
-    plain = re.fullmatch(r"(?!(null|true|false|nan|inf)$)[a-z]\w*", column, re.ASCII | re.IGNORECASE)
-    return column if plain else override("", column).removeprefix("=")
+def _quote(column: str) -> str:
+    """The name of a column, quoted if Hydra needs it in a mapping."""
+    is_identifier = re.fullmatch(r"(?!(null|true|false|nan|inf)$)[a-z]\w*", column, re.ASCII | re.IGNORECASE)
+    return column if is_identifier else override("", column).removeprefix("=")
 
 
-def _called(name: str, available: Sequence[str]) -> str | None:
-    """The column that others have under another name; of the name itself where it is there."""
+def _column_for(name: str, available: Sequence[str]) -> str | None:
+    """The available column for a name: the name itself, or a common alias of it."""
     names = (name, *ALIASES.get(name, ()))
     return next((column for one in names for column in available if column.casefold() == one), None)
 
@@ -526,74 +526,74 @@ def read_example(
 
     Args:
         mapping: from `mapped_columns`.
-        labels: the user's names of classes, and 1 for toxic, 0 for harmless or None for neither.
+        labels: the user's class names, with 1 for toxic, 0 for harmless or None for neither.
         names: from `named_classes`.
 
     Raises:
         BadRow: the row cannot be used.
-        AiraError: its label is none of two classes.
+        AiraError: its label belongs to neither class.
     """
-    picked = {}
+    values = {}
     for name, column in mapping.items():
         if name == "label":
             user = class_names(labels)
             parts = column if isinstance(column, list) else [column]
-            found = [_named(pick(row, part), (names or {}).get(part), user) for part in parts]
-            picked[name] = label(found if isinstance(column, list) else found[0], LABELS | user)
+            labels_of_row = [_class_label(pick(row, part), (names or {}).get(part), user) for part in parts]
+            values[name] = label(labels_of_row if isinstance(column, list) else labels_of_row[0], LABELS | user)
         else:
-            picked[name] = pick(row, column)
-    return SCHEMAS[kind].example(picked)
+            values[name] = pick(row, column)
+    return SCHEMAS[kind].example(values)
 
 
-def _named(value: Any, names: Sequence[str] | None, user: Mapping[str, Any]) -> Any:
-    """The data set's name of a class, where it has one and the user says nothing of the number."""
+def _class_label(value: Any, names: Sequence[str] | None, user: Mapping[str, Any]) -> Any:
+    """The data set's name of a class if it has one, and the user does not define the number."""
     if names is None or str(value) in user or type(value) is not int or not 0 <= value < len(names):
         return value
     return names[value]
 
 
 def prompt_key(example: Example) -> int:
-    """A number that examples with the same prompt share, by the form of `text_key` (a lone text is its own)."""
-    return _asked_key(example.conversations[0])
+    """A number that examples with the same prompt share, normalized as by `text_key`; a lone text is its own prompt."""
+    return _turns_key(example.conversations[0])
 
 
 def last_key(example: Example) -> int:
-    """The same of the last branch: another number for a pair of lone texts, which have no prompt in common.
+    """The prompt key of the last branch: it differs for a pair of lone texts, which have no prompt in common.
 
-    Where there is one branch, it is that of what its first answer answers: it is trained on, too.
+    For a single branch, it is the key of the prompt of its first answer, which is trained on, too.
     """
     turns = example.conversations[-1]
     if len(example.conversations) == 1:
         turns = turns[: 1 + next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")]
-    return _asked_key(turns)
+    return _turns_key(turns)
 
 
-def asked_key(value: Any) -> int:
-    """The key of a prompt or text by itself, as a text or as turns, of which an answer at the end is not looked at.
+def cell_key(value: Any) -> int:
+    """The key of a prompt or text in a cell, given as text or as turns, of which an answer at the end is ignored.
 
     Raises:
         BadRow: there is no text.
     """
-    value = _unpacked(value)
+    value = _parse_turns(value)
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         role = value[-1].get("role") or value[-1].get("from")
         value = value[:-1] if role in ("assistant", "gpt") else value
-    return _asked_key([*_turns(value, "user", "prompt"), _turn("assistant", "")])
+    return _turns_key([*_turns(value, "user", "prompt"), _turn("assistant", "")])
 
 
-def _asked_key(turns: list[Message]) -> int:
+def _turns_key(turns: list[Message]) -> int:
     return text_key(" ".join(turn["content"] for turn in turns[:-1] or turns))
 
 
-def text_key(said: str) -> int:
-    """A signed 64-bit hash of a text, but for letter case, spacing, forms of one character, and what is not seen.
+def text_key(value: str) -> int:
+    """A signed 64-bit hash of a text; letter case, spacing, Unicode forms and invisible characters do not matter.
 
-    Compared are NFKC forms (an accent by itself or not, full width or not) without format characters (zero-width
-    spaces, soft hyphens, marks of direction), variation selectors and control characters.
+    Texts are compared in NFKC form (combined or separate accents, full width or not) without format characters
+    (zero-width spaces, soft hyphens, direction marks), variation selectors and control characters.
     """
-    form = _UNSEEN.sub("", said).casefold()
-    if not form.isascii():  # what is not seen is gone before accents are joined to letters
-        form = "".join(sign for sign in said if unicodedata.category(sign) != "Cf")
+    form = _UNSEEN.sub("", value).casefold()
+    if not form.isascii():  # invisible characters are removed before accents are joined to letters
+        form = "".join(char for char in value if unicodedata.category(char) != "Cf")
         form = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _UNSEEN.sub("", form)).casefold())
     digest = hashlib.blake2b(" ".join(form.split()).encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
@@ -603,4 +603,4 @@ _UNSEEN = re.compile(
     "[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0"
     "\ufff0-\ufff8\U000e0000-\U000e0fff]"
 )
-"""Signs of no width that are no format characters by their category, and control characters but those of spacing."""
+"""Zero-width characters that are not in the category of format characters, and control characters except spacing."""

@@ -1,4 +1,4 @@
-"""Reading data sets: from the hub, or from files on disk into tables that are kept by the content of these files."""
+"""Reading data sets: from the hub, or from files on disk into tables that are cached by the files' content."""
 
 import glob
 import hashlib
@@ -27,7 +27,7 @@ class Source:
     notices: list[str] = field(default_factory=list)
     """Lines to be printed: files that were left out, and why."""
     parts: dict[str, Parts] = field(default_factory=dict)
-    """The files of each split that is of several; see `aira.data.tables.place`."""
+    """The files of each split that has several; see `aira.data.tables.row_location`."""
 
     def split(self, name: str, key: str = "data.split") -> Dataset:
         """One split.
@@ -39,8 +39,8 @@ class Source:
             AiraError: there is no such split, or it is empty; the message lists the splits.
         """
         if name not in self.splits:
-            has = f"{self.name} has no split '{name}'. It has: {', '.join(self.splits)}. Set {key}=."
-            raise AiraError(" ".join([has, *self.notices]))
+            message = f"{self.name} has no split '{name}'. It has: {', '.join(self.splits)}. Set {key}=."
+            raise AiraError(" ".join([message, *self.notices]))
         if not len(self.splits[name]):
             raise AiraError(f"{self.name}: the split '{name}' is empty.")
         return self.splits[name]
@@ -61,8 +61,8 @@ def read(
             `pkg://package/folder`, or a hub id.
         revision: branch, tag or commit on the hub.
         folder: the part of a repository on the hub that is read; None for all of it.
-        cache_dir: where the Arrow tables of local files are kept.
-        key: of the configuration, by which the user gave the path; for messages.
+        cache_dir: where the Arrow tables of local files are cached.
+        key: of the configuration, by which the user set the path; for messages.
 
     Raises:
         AiraError: no such file or data set, the hub cannot be reached, or a file is not of its format.
@@ -81,11 +81,11 @@ def read(
             )
         return _local(path, {"train": [located]}, [], None, cache_dir)
     if glob.has_magic(path):
-        found = matched(path)
-        base = Path(os.path.commonpath([file.parent for file in found]))
-        splits, notices = arrange(path, base, found)
-        names = ", ".join(str(file.relative_to(base)) for file in found[:5]) + (", …" if len(found) > 5 else "")
-        return _local(path, splits, [f"{path}: matched {len(found)} files: {names}.", *notices], base, cache_dir)
+        matches = matched(path)
+        base = Path(os.path.commonpath([file.parent for file in matches]))
+        splits, notices = arrange(path, base, matches)
+        names = ", ".join(str(file.relative_to(base)) for file in matches[:5]) + (", …" if len(matches) > 5 else "")
+        return _local(path, splits, [f"{path}: matched {len(matches)} files: {names}.", *notices], base, cache_dir)
     reach_hub()
     try:
         hub = load_dataset(path, revision=revision, data_dir=folder)
@@ -103,27 +103,28 @@ def read(
 def _local(
     path: str, splits: dict[str, list[Path]], notices: list[str], base: Path | None, cache_dir: str | None
 ) -> Source:
-    """Read files by split; what was read before, by the same names and bytes, is taken from the kept tables.
+    """Read files by split; files that were read before, with the same names and bytes, come from the cached tables.
 
     Args:
-        base: the folder that names are relative to; None where one file is read, of which only the endings matter.
+        base: the folder that names are relative to; None for a single file, of which only the endings matter.
     """
     folder = Path(cache_dir or os.environ.get("AIRA_CACHE", "~/.cache/aira")).expanduser() / "tables"
-    tables, keys, several = {}, {}, {}
+    tables, keys, split_parts = {}, {}, {}
     for split, files in splits.items():
         for file in files:
             check_regular(file)
         names = [str(file.relative_to(base)) if base else format_of(file) + file.suffix.lower() for file in files]
         contents = [file_hash(file) for file in files]
         keys[split] = hashlib.sha256(json.dumps([READER, names, contents]).encode()).hexdigest()
-        kept = folder / f"{keys[split][:32]}.arrow"
+        table_file = folder / f"{keys[split][:32]}.arrow"
         try:
-            tables[split] = table(path, files, contents, kept)
+            tables[split] = table(path, files, contents, table_file)
         except OSError as error:
-            said_by = error.strerror or reason_of(error)
-            problem = "No space left" if no_room(error) else f"The folder cannot be written to ({said_by})"
+            reason = error.strerror or reason_of(error)
+            problem = "No space left" if no_room(error) else f"The folder cannot be written to ({reason})"
             raise AiraError(
                 f"{problem} for the table of {path} in {folder}. cache_dir=<folder> puts it elsewhere."
             ) from error
-        several[split] = parts(files, kept)
-    return Source(path, DatasetDict(tables), hashlib.sha256(json.dumps(keys).encode()).hexdigest(), notices, several)
+        split_parts[split] = parts(files, table_file)
+    key = hashlib.sha256(json.dumps(keys).encode()).hexdigest()
+    return Source(path, DatasetDict(tables), key, notices, split_parts)

@@ -46,7 +46,7 @@ class Row(NamedTuple):
 
 
 def shared_prefix(branches: Sequence[Sequence[int]]) -> int:
-    """The number of tokens that all branches begin with; 0 for a single branch, which shares with nobody."""
+    """The number of tokens that all branches begin with; 0 for a single branch, which has nothing to share."""
     if len(branches) == 1:
         return 0
     shortest = min(map(len, branches))
@@ -64,17 +64,17 @@ def tree_length(branches: Sequence[Sequence[int]]) -> int:
 
 
 def padded_length(branches: Sequence[Sequence[int]]) -> int:
-    """The number of positions that a tree takes in a padded row, beside trees that are no longer."""
+    """The number of positions that a tree takes in a padded row, beside trees that are not longer."""
     return len(branches) * max(map(len, branches))
 
 
 def tree_mask(prefix: int, lengths: Sequence[int], cached: int = 0) -> Tensor:
-    """Who attends to whom inside one tree: causal, to the prefix and the own branch only.
+    """Which token attends to which inside one tree: causal, to the prefix and its own branch only.
 
     Args:
         prefix: number of prefix tokens.
-        lengths: number of own tokens of each branch.
-        cached: number of tokens before the prefix, which all attend to.
+        lengths: number of tokens of each branch after the prefix.
+        cached: number of tokens before the prefix, which all tokens attend to.
 
     Returns:
         [1, 1, T, cached + T] bool with T = prefix + sum(lengths); row attends to column where True.
@@ -90,7 +90,7 @@ def pack(trees: Sequence[Tree], cached: int = 0, last: bool = True) -> Row:
     Args:
         trees: the examples.
         cached: this many tokens, which all branches of all trees begin with, are not laid out: their keys and values
-            are there already. The first scored token has at least one token before it that is laid out.
+            are already computed. The first scored token has at least one token before it that is laid out.
         last: lay out each branch's last token, which predicts nothing; it is needed only where it is read (`Row.end`).
     """
     ids: list[int] = []
@@ -103,21 +103,21 @@ def pack(trees: Sequence[Tree], cached: int = 0, last: bool = True) -> Row:
         prefix, lengths = shared - cached, [len(tokens) - shared for tokens in branches]
         ids += branches[0][cached:shared]
         positions.append(torch.arange(cached, shared))
-        own = start + prefix  # where the next branch's own tokens begin
-        for tokens, laid, scored, length in zip(tree.branches, branches, tree.scored, lengths, strict=True):
-            ids += laid[shared:]
+        offset = start + prefix  # where the next branch's tokens after the prefix begin
+        for tokens, packed, scored, length in zip(tree.branches, branches, tree.scored, lengths, strict=True):
+            ids += packed[shared:]
             positions.append(torch.arange(shared, shared + length))
-            place = torch.cat([torch.arange(start - cached, start + prefix), torch.arange(own, own + length)])
+            place = torch.cat([torch.arange(start - cached, start + prefix), torch.arange(offset, offset + length)])
             predicted = torch.tensor(scored[1:], dtype=torch.bool).nonzero()[:, 0] + 1
             source.append(place[predicted - 1])
             target.append(torch.tensor(tokens)[predicted])
             branch.append(torch.full_like(predicted, len(end)))
             end.append(int(place[-1]))
             owner.append(number)
-            own += length
-        whole = not cached and len(lengths) == 1
-        spans.append(Span(start, own, None if whole else tree_mask(prefix, lengths, cached)))
-        start = own
+            offset += length
+        causal = not cached and len(lengths) == 1
+        spans.append(Span(start, offset, None if causal else tree_mask(prefix, lengths, cached)))
+        start = offset
     return Row(
         input_ids=torch.tensor([ids]),
         position_ids=torch.cat(positions)[None],
@@ -136,7 +136,7 @@ def pad(trees: Sequence[Tree], pad_id: int, separator_id: int | None = None) -> 
     """Lay every branch of every tree into a padded row of its own, for bidirectional encoders.
 
     Args:
-        trees: the examples; nothing is read off single tokens, so `scored` is not looked at.
+        trees: the examples; single tokens are not scored, so `scored` is not read.
         pad_id: fills up to the longest branch.
         separator_id: tokens after the first separator are segment 1; None for an encoder without segments.
     """
@@ -149,16 +149,16 @@ def pad(trees: Sequence[Tree], pad_id: int, separator_id: int | None = None) -> 
     if separator_id is not None:
         seen = (ids == separator_id).cumsum(1)
         types = (((seen - (ids == separator_id).long()) > 0) & mask.bool()).long()
-    nothing = torch.empty(0, dtype=torch.long)
+    empty = torch.empty(0, dtype=torch.long)
     return Row(
         input_ids=ids,
         position_ids=None,
         attention_mask=mask,
         token_type_ids=types,
         spans=None,
-        source=nothing,
-        target=nothing,
-        branch=nothing,
+        source=empty,
+        target=empty,
+        branch=empty,
         end=torch.arange(len(branches)) * width,
         tree=torch.repeat_interleave(torch.arange(len(trees)), torch.tensor([len(tree.branches) for tree in trees])),
     )

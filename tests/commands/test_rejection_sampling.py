@@ -47,7 +47,7 @@ def tables(folder):
         ("split", "test", "has no split 'test'. It has: train. Set split=."),
         ("prompts", "none*.jsonl", "prompts=none*.jsonl: there is no such file or folder by this pattern"),
         ("prompts", "nowhere.jsonl", "prompts=nowhere.jsonl: there is no such file"),
-        ("prompts", "/dev/null", "/dev/null is no regular file"),
+        ("prompts", "/dev/null", "/dev/null is not a regular file"),
         ("prompts", "of/prompts", "prompts=<file or folder> takes a local copy."),
         ("column", "text", "column=text: "),
     ],

@@ -272,7 +272,7 @@ def test_a_template_without_an_end_is_told_before_training(tmp_path, head, furth
     assert [line for line in data.notices if "no end token" in line] == (
         [
             f"{file}: the chat template writes no end token ({told}) after an answer, so the model will not learn to "
-            "stop. Let the template write one, or take model.template=aira."
+            "stop. Let the template write one, or set model.template=aira."
         ]
         if told
         else []

@@ -166,5 +166,5 @@ def test_rows_are_counted(cache):
     assert np.array_equal(index, [0, 1, 2])
     assert [line for line in said if "control tokens" in line] == [
         "mine.csv (train): 2 of 3 rows have names of the tokenizer's control tokens in their text (first: row 2); "
-        "they are plain text there."
+        "they are read as plain text."
     ]

@@ -120,14 +120,14 @@ REFUSED_FOLDERS = {
     ),
     "parquet and text": (
         {"a.parquet": parquet([A]), "b.csv": "a,b\n1,x\n"},
-        ["a.parquet and b.csv are not read together"],
+        ["a.parquet and b.csv cannot be read together"],
     ),
     "parquet of other types": (
         {"a.parquet": parquet([{"a": "x"}]), "b.parquet": parquet([{"a": 1}])},
         ["types of its columns"],
     ),
     "an empty file": ({"a.jsonl": lines(A), "b.jsonl": ""}, ["b.jsonl is empty"]),
-    "a header alone": ({"a.jsonl": lines(A), "b.csv": "a,b\n"}, ["b.csv", "no row in it"]),
+    "a header alone": ({"a.jsonl": lines(A), "b.csv": "a,b\n"}, ["b.csv", "it has no rows"]),
     "a broken file": ({"train.jsonl": lines(A), "test.jsonl": "{"}, ["test.jsonl, row 1"]),
     "nothing to read": ({"a.txt": "x"}, ["holds no .json", "left out a.txt"]),
     "hidden alone": ({".a.jsonl": lines(A)}, ["holds no .json", ".a.jsonl"]),
@@ -242,7 +242,7 @@ def test_pipe(write, cache, tmp_path):
     os.mkfifo(tmp_path / "a.jsonl")
     os.mkfifo(tmp_path / "files/test.jsonl")
     for path in (tmp_path / "a.jsonl", tmp_path / "files", "/dev/null", "/dev/zero"):
-        with pytest.raises(AiraError, match="no regular file"):
+        with pytest.raises(AiraError, match="not a regular file"):
             read(str(path), cache_dir=str(cache))
 
 

@@ -214,7 +214,7 @@ def test_forms_of_pairs(form):
         ({"chosen": "a", "rejected": "b"}, "no transcript"),
         ({"chosen": "\n\nHuman: q\n\nAssistant:", "rejected": "\n\nHuman: q\n\nAssistant: b"}, "an empty response"),
         ({"question": "q", "answer_0": "a", "answer_1": "b", "score_0": 0.0, "score_1": 0.0}, "a tie"),
-        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "much"}, "is no number"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "much"}, "is not a number"),
     ],
 )
 def test_unusable_pairs(row, reason):
@@ -280,11 +280,11 @@ def test_a_hint_on_labels_can_be_typed(write, load, found, hint):
     with pytest.raises(AiraError, match="neither toxic nor harmless") as caught:
         load(*data)
     said = str(caught.value)
-    assert "row" in said and "…" not in said.partition("data.labels says")[2] and len(said) < 800
+    assert "row" in said and "…" not in said.partition("data.labels defines")[2] and len(said) < 800
     if hint == "":
-        assert "docs/extending.md" in said and "Such as" not in said
+        assert "docs/extending.md" in said and "For example" not in said
         return
-    typed = shlex.split(said.partition(" Such as ")[2].partition(", with the numbers")[0])[0]
+    typed = shlex.split(said.partition(" For example ")[2].partition(", with the right numbers")[0])[0]
     assert hint is None or typed == f"data.labels={hint}"
     cannot = [one for one in found if one in ("isn't", "t\u00f3xico", "x " * 9000)]
     if len(found) == 20 or cannot:  # the next ones are named then
@@ -423,8 +423,8 @@ def test_a_validation_split_with_training_rows_is_told(load, tmp_path):
         rows = [json.dumps({"prompt": said, "completion": name}) + "\n" for said in asked]
         (tmp_path / f"{name}.jsonl").write_text("".join(rows))
     made = load(f"data.path={tmp_path}")
-    assert "(validation): 2 of 3 rows have a prompt or a text that also stands in train" in str(made.notices)
-    assert "also stands in" not in str(load(f"data.path={tmp_path}", validation_split="test").notices)
+    assert "(validation): 2 of 3 rows have a prompt or a text that is also in train" in str(made.notices)
+    assert "is also in" not in str(load(f"data.path={tmp_path}", validation_split="test").notices)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7])
@@ -532,7 +532,7 @@ def test_dialogues_that_go_on_are_held_out_together(write, load, tmp_path):
     assert first and held and not first & held
     for name, some in {"train": rows[:3], "validation": [{"conversations": turns("Q0", "x")}, rows[9]]}.items():
         write(f"b/{name}.jsonl", some)
-    assert "1 of 2 rows have a prompt or a text that also stands in train" in str(
+    assert "1 of 2 rows have a prompt or a text that is also in train" in str(
         load(f"data.path={tmp_path}/files/b").notices
     )
 

@@ -48,7 +48,7 @@ def test_turns_in_a_cell(write, module):
         assert sorted(map(len, conversations(module(write(name, content))))) == [2, 3]
     twice = '[{"role": "user", "content": "a", "content": "b"}, {"role": "assistant", "content": "c"}]'
     for wrong in ("hello", twice, "[{'role': 'user', 'content': 'a'}]", '["a"]', "[]"):
-        with pytest.raises(BadRow, match="a text, and no list of turns as JSON"):
+        with pytest.raises(BadRow, match="text, not a list of turns as JSON"):
             conversation(wrong)
     for half in ("\\ud800", "\\udfff\\ud83d", "a\\ude00"):  # as an escape, which is an ASCII text to CSV and JSON
         cell = json.dumps(TURNS).replace('"b"', f'"{half}"')
@@ -81,10 +81,10 @@ def test_numbers_as_text():
     with pytest.raises(BadRow, match="a tie"):
         preference({**row, "score_0": "1", "score_1": "1.0"})
     for wrong in ("", "nan", "inf", None, "many"):
-        with pytest.raises(BadRow, match="score_1 is no number"):
+        with pytest.raises(BadRow, match="score_1 is not a number"):
             preference({**row, "score_0": "1", "score_1": wrong})
     pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
     assert preference({**pair, "margin": "0.5"}).margin == 0.5
     for wrong in (1e39, "-1e39", "9" * 400, int("9" * 400), [1], {"a": 1}):  # no number, or none of 32 bits
-        with pytest.raises(BadRow, match=r"^margin is no number \(.{,70}\)$"):
+        with pytest.raises(BadRow, match=r"^margin is not a number \(.{,70}\)$"):
             preference({**pair, "margin": wrong})

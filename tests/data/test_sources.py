@@ -15,7 +15,7 @@ from datasets import load_dataset
 from aira.config.compose import compose_config
 from aira.config.record import plain
 from aira.data import sources
-from aira.data.schemas import BadRow, conversation, left_aside, mapped_columns, pick
+from aira.data.schemas import BadRow, conversation, ignored_columns, mapped_columns, pick
 from aira.data.sources import read
 from aira.errors import AiraError
 from tests.data.conftest import HUB, conversations
@@ -194,7 +194,7 @@ def test_a_hint_on_columns_can_be_typed(write, module, row, typed):
     if typed == "":
         assert "Map them" not in said
         return
-    (override,) = shlex.split(said.partition("Map them, such as ")[2].removesuffix("."))
+    (override,) = shlex.split(said.partition("Map them, for example ")[2].removesuffix("."))
     assert typed is None or override == f"data.columns={typed}"
     columns = plain(compose_config("train", [override]))["data"]["columns"]
     assert set(columns.values()) <= set(row)
@@ -205,25 +205,25 @@ LAYOUTS = [
         "instruction",
         ["prompt", "completion", "conversations"],
         None,
-        ["prompt, completion; left aside: conversations."],
+        ["prompt, completion; ignored: conversations."],
     ),
-    ("instruction", ["prompt", "completion", "messages"], None, ["prompt, completion; left aside: messages."]),
+    ("instruction", ["prompt", "completion", "messages"], None, ["prompt, completion; ignored: messages."]),
     ("instruction", ["prompt", "conversations"], None, []),
     ("instruction", ["prompt", "completion", "id"], None, []),
     (
         "instruction",
         ["prompt", "completion", "messages"],
         {"conversations": "messages"},
-        ["messages; left aside: prompt, completion."],
+        ["messages; ignored: prompt, completion."],
     ),
     ("preference", ["prompt", "chosen", "rejected"], None, []),
     (
         "preference",
         ["prompt", "chosen", "rejected", "conversations"],
         None,
-        ["prompt, chosen, rejected; left aside: conversations."],
+        ["prompt, chosen, rejected; ignored: conversations."],
     ),
-    ("labelled", ["text", "label", "harmless", "harmful"], None, ["text, label; left aside: harmless, harmful."]),
+    ("labelled", ["text", "label", "harmless", "harmful"], None, ["text, label; ignored: harmless, harmful."]),
     ("labelled", ["text", "label", "messages"], None, []),
 ]
 
@@ -231,19 +231,19 @@ LAYOUTS = [
 @pytest.mark.parametrize("kind, available, columns, said", LAYOUTS)
 def test_columns_of_two_layouts(kind, available, columns, said):
     """Catches columns that are read in place of others without a word, or of those that the user maps."""
-    told = left_aside(kind, available, columns, "rows.jsonl")
-    assert told == [f"rows.jsonl: read as {one} data.columns chooses others." for one in said]
+    notices = ignored_columns(kind, available, columns, "rows.jsonl")
+    assert notices == [f"rows.jsonl: read as {one} data.columns selects others." for one in said]
     mapping = mapped_columns(kind, available, columns, "rows.jsonl")
     assert not said or said[0].startswith(", ".join(mapping.values()))
 
 
-def test_columns_that_are_left_aside_are_told_once(write, module):
+def test_ignored_columns_are_reported_once(write, module):
     """Catches a line for each split, or none."""
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     rows = [{"prompt": f"q{i}", "completion": "b", "conversations": talk} for i in range(4)]
     write("train.jsonl", rows)
     folder = Path(write("validation.jsonl", rows)).parent
-    assert sum("left aside: conversations" in line for line in module(folder).notices) == 1
+    assert sum("ignored: conversations" in line for line in module(folder).notices) == 1
 
 
 def test_mapping_prefers_what_is_there():
@@ -263,7 +263,7 @@ def test_pick():
     with pytest.raises(BadRow, match=r"empty none\.0\.text"):
         pick(row, "none.0.text")
     assert pick({**row, "share": 5.5, "known": True}, ["a", "share", "known"]) == "x\n\n5.5\n\ntrue"
-    with pytest.raises(BadRow, match="answers is no text"):
+    with pytest.raises(BadRow, match="answers is not text"):
         pick(row, ["a", "answers"])
 
 
@@ -292,22 +292,22 @@ def test_conversations_of_both_dialects(write, module, names):
         (None, "empty conversations"),
         ([], "empty conversations"),
         ("", "empty conversations"),
-        ("text", "a text, and no list of turns as JSON"),
+        ("text", "text, not a list of turns as JSON"),
         ([{"role": "tool", "content": "a"}], "unknown role 'tool'"),
         ([{"role": "user", "content": "a"}], "no turn of the assistant"),
         ([{"role": "user", "content": ""}, {"role": "assistant", "content": "b"}], "an empty turn"),
         ([{"role": "user", "content": "  "}, {"role": "assistant", "content": "b"}], "an empty turn"),
-        ([{"role": "user", "content": 0}, {"role": "assistant", "content": "b"}], "a turn is no text but int"),
-        ([{"role": "user", "content": False}, {"role": "assistant", "content": "b"}], "a turn is no text but bool"),
-        ([{"role": "user", "content": []}, {"role": "assistant", "content": "b"}], "a turn is no text but list"),
+        ([{"role": "user", "content": 0}, {"role": "assistant", "content": "b"}], "a turn is not text but int"),
+        ([{"role": "user", "content": False}, {"role": "assistant", "content": "b"}], "a turn is not text but bool"),
+        ([{"role": "user", "content": []}, {"role": "assistant", "content": "b"}], "a turn is not text but list"),
         ([{"role": "user", "content": "\u200b"}, {"role": "assistant", "content": "b"}], "an empty turn"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "\u2060 \x7f"}], "an empty turn"),
         ([{"role": ["user"], "content": "a"}], "unknown role"),
-        ({"role": "user", "content": "a"}, "conversations is no list of turns but dict"),
-        (5, "conversations is no list of turns but int"),
+        ({"role": "user", "content": "a"}, "conversations is not a list of turns but dict"),
+        (5, "conversations is not a list of turns but int"),
         (" ", "empty conversations"),
-        ([{"role": "user", "content": 5}, {"role": "assistant", "content": "b"}], "no text"),
-        (["a", "b"], "a turn is no mapping"),
+        ([{"role": "user", "content": 5}, {"role": "assistant", "content": "b"}], "not text"),
+        (["a", "b"], "a turn is not a mapping"),
         ([{"role": "assistant", "content": "a"}], "the assistant speaks first"),
         ([{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}], "the assistant speaks first"),
     ],

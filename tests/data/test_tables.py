@@ -172,7 +172,7 @@ def test_parquet_keeps_the_names_of_classes(cache, tmp_path):
         assert found.features == names and len(found) == count and found.features["label"].names == ["fine", "toxic"]
     other = Features({"text": Value("string"), "label": ClassLabel(names=["toxic", "fine"])})
     rows.cast(other).to_parquet(tmp_path / "data" / "train-00002-of-00003.parquet")
-    with pytest.raises(AiraError, match="names of classes differ"):
+    with pytest.raises(AiraError, match="class names differ"):
         read(str(tmp_path / "data"), cache_dir=str(cache))
 
 

@@ -257,7 +257,7 @@ def test_a_rating_that_is_no_number(tmp_path, rating):
     """Catches a statement that nobody has rated and that the harness, by NaN > 5.5, takes to be harmless."""
     file = tmp_path / "toxigen_annotated_train.csv"
     file.write_text(f"text,toxicity_ai,toxicity_human\na,1.0,5\nb,4.0,{rating}\n")
-    with pytest.raises(AiraError, match=r"toxigen_annotated_train\.csv, row 2: .*toxicity_human is no number"):
+    with pytest.raises(AiraError, match=r"toxigen_annotated_train\.csv, row 2: .*toxicity_human is not a number"):
         file_rows(file, HARNESS_TASKS["toxigen"].row)
     file.write_text("text,toxicity_ai\na,1.0\n")
     with pytest.raises(AiraError, match=r"row 1: .*there is no 'toxicity_human'"):

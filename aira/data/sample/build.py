@@ -24,7 +24,7 @@ LANGUAGES = ("en", "pt")
 VALIDATION_SHARE = 5  # every fifth row
 VALIDATION_QUESTIONS = 80
 
-# Preference pairs made for each of the 48 tasks, by the kind of the rejected response.
+# Preference pairs built for each of the 48 tasks, by the kind of the rejected response.
 PAIRS_PER_TASK = {
     "garbled": 8,
     "repeated": 1,
@@ -56,7 +56,7 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def bare_words(text: str) -> list[str]:
+def sorted_words(text: str) -> list[str]:
     """The sorted lower-case words of a text, without punctuation."""
     return sorted(re.findall(r"\w+", text.lower()))
 
@@ -141,13 +141,13 @@ def reorder(text: str) -> str:
         if order[0] == 0:
             order.append(order.pop(0))
         words = [words[i] for i in order]
-    middle = len(words) // 2  # a comma for a comma, so that the punctuation tells nothing
+    middle = len(words) // 2  # a comma for a comma, so that the punctuation gives nothing away
     comma = "," if "," in text else ""
     return sentence(" ".join(words[:middle]) + comma + " " + " ".join(words[middle:]) + ".")
 
 
 def repeat(text: str) -> str:
-    """The sentence with three of its words said twice in a row."""
+    """The sentence with three of its words repeated."""
     words = text.split()
     at = number("repeat", text) % (len(words) - 4)
     return " ".join(words[: at + 3] + words[at:])
@@ -159,8 +159,8 @@ def preference(parts: dict[str, list[str]]) -> Any:
     asks, answers = {}, {}
     for task, *tips in tasks:
         asks[task] = [ask.format(task=task) for ask in shuffled(parts["ask"], task)]
-        made = [a.format(task=task, tip=tip) for a in parts["answer"] for tip in tips]
-        answers[task] = shuffled(map(sentence, made), task)
+        texts = [a.format(task=task, tip=tip) for a in parts["answer"] for tip in tips]
+        answers[task] = shuffled(map(sentence, texts), task)
     kinds: dict[str, list[Any]] = {kind: [] for kind in [*PAIRS_PER_TASK, "request", "compare"]}
     for index, (task, *_) in enumerate(tasks):
         attitudes = iter(shuffled(parts["attitude"], task))
@@ -195,7 +195,7 @@ def preference(parts: dict[str, list[str]]) -> Any:
         kinds["compare"].append((ask, right, wrong))
     for kind in ("garbled", "attitude", "compare"):
         for _, chosen, rejected in kinds[kind]:
-            assert bare_words(chosen) == bare_words(rejected), (chosen, rejected)
+            assert sorted_words(chosen) == sorted_words(rejected), (chosen, rejected)
     halves = [split(rows, kind) for kind, rows in kinds.items()]
     return tuple(shuffled(row for half in halves for row in half[i]) for i in (0, 1))
 
@@ -208,24 +208,24 @@ def swaps(parts: dict[str, list[str]]) -> Any:
     for template in parts["swap"]:
         pairs = [tuple(fields(text))[::-1] for text in fillings(template, parts)]
         for harmless, toxic in pairs:
-            assert bare_words(harmless) == bare_words(toxic), (harmless, toxic)
+            assert sorted_words(harmless) == sorted_words(toxic), (harmless, toxic)
         yield shuffled(pairs)
 
 
-def plain(parts: dict[str, list[str]], section: str) -> Any:
+def filled_sentences(parts: dict[str, list[str]], section: str) -> Any:
     """For each template of a section, its filled sentences."""
     for template in parts[section]:
         yield shuffled(fillings(template, parts))
 
 
 def open_with(opener: str, text: str) -> str:
-    """The text behind an opener such as "Listen,"."""
+    """The text after an opener such as "Listen,"."""
     if not re.match(r"I\b", text):
         text = text[:1].lower() + text[1:]
     return f"{opener} {text}"
 
 
-def opened(pair: Any, parts: dict[str, list[str]]) -> Any:
+def add_opener(pair: Any, parts: dict[str, list[str]]) -> Any:
     """The pair, half of the time with the same opener before both texts."""
     if number("opener", *pair) % 2:
         return tuple(map(sentence, pair))
@@ -240,33 +240,33 @@ def labelled_and_harmful(parts: dict[str, list[str]]) -> Any:
     """
     swapped = list(swaps(parts))
     pools = {
-        "toxic": [rows[1::2] for rows in plain(parts, "toxic")],
-        "friendly": [rows[1::2] for rows in plain(parts, "friendly")],
+        "toxic": [rows[1::2] for rows in filled_sentences(parts, "toxic")],
+        "friendly": [rows[1::2] for rows in filled_sentences(parts, "friendly")],
         "swap": [[row for i, row in enumerate(rows) if i % 5] for rows in swapped],
     }
     plain_pairs = zip(take(pools["friendly"], LABELLED_PLAIN), take(pools["toxic"], LABELLED_PLAIN))
     groups = [split(take(pools["swap"], LABELLED_SWAPS), "swap"), split(plain_pairs, "plain")]
     labelled = []
     for i in (0, 1):
-        pairs = [opened(pair, parts) for group in groups for pair in group[i]]
+        pairs = [add_opener(pair, parts) for group in groups for pair in group[i]]
         rows = [(text, label) for pair in pairs for label, text in enumerate(pair)]
         labelled.append(shuffled(rows))
 
     advice = []
     for frame in parts["advice"]:
-        made = []
+        frame_pairs = []
         for goods, bads in zip(parts["good"], parts["bad"]):
             for good, bad in itertools.product(fields(goods), fields(bads)):
                 pair = fields(frame.format(good=good, bad=bad))
-                assert bare_words(pair[0]) == bare_words(pair[1]), pair
-                made.append(tuple(map(sentence, pair)))
-        advice.append(shuffled(made))
-    friendly = [rows[0::2] for rows in plain(parts, "friendly")]
-    toxic = [rows[0::2] for rows in plain(parts, "toxic")]
+                assert sorted_words(pair[0]) == sorted_words(pair[1]), pair
+                frame_pairs.append(tuple(map(sentence, pair)))
+        advice.append(shuffled(frame_pairs))
+    friendly = [rows[0::2] for rows in filled_sentences(parts, "friendly")]
+    toxic = [rows[0::2] for rows in filled_sentences(parts, "toxic")]
     swapped = [rows[0::5] for rows in swapped]
     groups = [
         split(take(advice, HARMFUL_ADVICE), "advice"),
-        split([opened(p, parts) for p in take(swapped, HARMFUL_SWAPS)], "swap"),
+        split([add_opener(p, parts) for p in take(swapped, HARMFUL_SWAPS)], "swap"),
         split(
             [tuple(map(sentence, pair)) for pair in zip(take(friendly, HARMFUL_PLAIN), take(toxic, HARMFUL_PLAIN))],
             "plain",
