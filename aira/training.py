@@ -34,7 +34,7 @@ from aira.errors import AiraError, reason_of
 from aira.files import as_json, shown, typed, without_home, write_whole
 from aira.folders import identity
 from aira.models.export import export, model_card
-from aira.models.families import context_length
+from aira.models.families import context_length, family_of
 from aira.models.loading import end_tokens, load_config, load_model, load_tokenizer
 from aira.parts import Begun, Finished, Part, begin
 from aira.reports.page import page
@@ -73,14 +73,15 @@ def _train(settings: Train, written: dict[str, Any], run: Path, by_hydra: bool, 
 
     chosen, method = settings.model, settings.method
     hub: dict[str, Any] = {"revision": chosen.revision, "trust_remote_code": chosen.trust_remote_code}
-    where = {"path": chosen.path, "architecture": chosen.architecture, "head": method.head, **hub}
+    architecture = _architecture(settings)
+    where = {"path": chosen.path, "architecture": architecture, "head": method.head, **hub}
     tokenizer, added = load_tokenizer(**where, template=chosen.template, prompt_bos=chosen.prompt_bos)
     config, _ = load_config(**where, vocab_size=len(tokenizer), config=chosen.config)
     _check_length(settings.data.max_length, config)
     if isinstance(method, DPO) and method.reference:
         theirs, _ = load_config(method.reference, vocab_size=0)
         _check_length(settings.data.max_length, theirs, f" of method.reference={method.reference}")
-    data = _data(settings, tokenizer, end_tokens(chosen.path, tokenizer, added, config, **hub))
+    data = _data(settings, architecture, tokenizer, end_tokens(chosen.path, tokenizer, added, config, **hub))
     for line in data.notices:
         print(line)
     model = load_model(
@@ -213,6 +214,26 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", text)
 
 
+def _architecture(settings: Train) -> str:
+    """Causal or encoder; with model=auto, as the configuration of the model says.
+
+    Raises:
+        AiraError: the method is for the other one.
+    """
+    model, method = settings.model, settings.method
+    if model.architecture != "auto":
+        return model.architecture
+    hub: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    config, _ = load_config(model.path, vocab_size=0, architecture=None, head=method.head, **hub)
+    architecture = family_of(config).architecture
+    if architecture not in method.architectures:
+        raise AiraError(
+            f"method={method.name} needs a {' or '.join(method.architectures)} model and {model.path} is an "
+            f"{architecture}."
+        )
+    return architecture
+
+
 def _check_length(max_length: int, config: Any, which: str = "") -> None:
     context = context_length(config)
     if max_length > context:
@@ -221,7 +242,7 @@ def _check_length(max_length: int, config: Any, which: str = "") -> None:
         )
 
 
-def _data(settings: Train, tokenizer: Any, ends: list[int]) -> BatchSource:
+def _data(settings: Train, architecture: str, tokenizer: Any, ends: list[int]) -> BatchSource:
     method, beside = settings.method, {"name", "sources"}  # by which the configuration finds the others
     source: BatchSource = build(
         {"_target_": method.datamodule},
@@ -231,7 +252,7 @@ def _data(settings: Train, tokenizer: Any, ends: list[int]) -> BatchSource:
         head=method.head,
         loss_on=method.loss_on if isinstance(method, SFT) else "response",
         ends=ends,
-        padded=settings.model.architecture == "encoder",
+        padded=architecture == "encoder",
         seed=settings.seed,
         cache_dir=settings.cache_dir,
         **{key: value for key, value in settings.data if key not in beside},

@@ -22,7 +22,7 @@ from hydra.core.override_parser.types import ValueType
 from omegaconf import DictConfig
 
 from aira.commands.resume import begun, named_folder, resume, scheduled
-from aira.config.compose import compose_config, composed_value, defaults_of, validated
+from aira.config.compose import chosen_model, compose_config, composed_value, defaults_of, validated
 from aira.config.conf import CONFIG_DIR, conf_file, hiding
 from aira.config.help import described
 from aira.config.overrides import in_place_of, parse_override
@@ -40,6 +40,13 @@ from aira.files import (
 )
 from aira.folders import LOCK, claim, differing_from, starts_the_run
 
+HYDRA_OPTIONS = (
+    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r"),
+    *("--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"),
+)
+"""What a command of Hydra's takes beside key=value."""
+
 
 def check(config_name: str) -> None:
     """Check the command line in `sys.argv` before Hydra runs, and resolve `ckpt_path`.
@@ -54,10 +61,16 @@ def check(config_name: str) -> None:
         fail(error)
     parser = get_args_parser()
     try:
-        _check_options(config_name, list(parser._option_string_actions))
+        _check_options(config_name, HYDRA_OPTIONS)
     except AiraError as error:
         fail(error)
     arguments = parser.parse_args()
+    try:
+        model = chosen_model(arguments.overrides) if config_name == "train" else []
+    except AiraError as error:
+        fail(error)
+    arguments.overrides += model
+    sys.argv += model
     if arguments.help or arguments.hydra_help or arguments.info:
         _end_with_the_reader()
         return _describe(config_name, arguments.overrides) if arguments.help else None

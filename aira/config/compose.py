@@ -6,6 +6,7 @@ A wrong name or value is answered within a second, with the nearest valid one.
 import contextlib
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from aira.config.check import S, checked
-from aira.config.conf import CONF, conf_file, groups, search_in_users_folders
+from aira.config.conf import CONF, conf_file, groups, options, search_in_users_folders
 from aira.config.overrides import check_key, check_option, parse_override
-from aira.config.record import flat, plain
+from aira.config.record import flat, plain, read_config
 from aira.config.schema import COMMANDS, Train
 from aira.config.values import check_recipe, check_run
 from aira.errors import AiraError, reason_of
@@ -48,6 +49,28 @@ def build(settings: dict[str, Any], key: str, **objects: Any) -> Any:
     return partial(**objects)
 
 
+def chosen_model(overrides: list[str]) -> list[str]:
+    """The model group that `model.path` alone stands for: that of the run which it is of, else `model=auto`.
+
+    Returns:
+        One override; none where a group is named, or no path is.
+    """
+    parsed = {one.key_or_group: one for one in map(parse_override, overrides)}
+    path = parsed.get("model.path")
+    if path is None or path.is_sweep_override() or {"model", "experiment"} & parsed.keys():
+        return []
+    located = str(path.value())
+    if located.startswith("pkg://aira."):  # the tokenizers of the tiny models
+        return []
+    folder = Path(located)
+    run = folder.parent if folder.name == "export" else folder
+    name = "auto"
+    if (run / ".hydra").is_dir():
+        with contextlib.suppress(AiraError, LookupError, TypeError):
+            name = str(read_config(run)["model"]["name"])
+    return [f"model={name if name in options('model') else 'auto'}"]
+
+
 def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     """Compose `conf/<config_name>.yaml` as the command line does, for use from Python.
 
@@ -55,6 +78,8 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
         AiraError: a group, option, key or value is wrong; the message names the nearest valid one.
     """
     search_in_users_folders()
+    if config_name == "train":
+        overrides = [*overrides, *chosen_model(overrides)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         parsed = [parse_override(override) for override in overrides]
         is_group = [override.key_or_group in groups() or "hydra/" in override.key_or_group for override in parsed]

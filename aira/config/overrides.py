@@ -95,7 +95,7 @@ def check_option(override: Override, config_name: str) -> None:
     _check_single(override)
     value = override.value()
     if value is None or (isinstance(value, list) and group not in PARTS):
-        raise AiraError(f"{text}: name one option. {nearest('', options(group))}")
+        raise AiraError(f"{text}: name one option. aira {config_name} --help {group} lists them.")
     for option in value if isinstance(value, list) else [value]:
         if str(option).removesuffix(".yaml") not in options(group):
             raise AiraError(f"{group}={option}: there is no such {group}. {nearest(str(option), options(group))}")

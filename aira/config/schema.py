@@ -71,7 +71,7 @@ class Model(Section):
 
     name: Annotated[Text, Fact("model=<name> chooses a model, and hydra.run.dir=<folder> names a run's folder")]
     architecture: Annotated[
-        Literal["causal", "encoder"],
+        Literal["causal", "encoder", "auto"],
         Fact("model= chooses a model, such as bert-base for an encoder; model.path= is its weights"),
     ]
     checkpoints: dict[str, Text]

@@ -25,11 +25,12 @@ def check_run(settings: Train) -> None:
             "export=best takes checkpoints/best.ckpt, which is written after a validation: it needs "
             "callbacks.checkpoint, and trainer.limit_val_batches above 0."
         )
-    if model.architecture not in method.architectures:
+    if model.architecture not in (*method.architectures, "auto"):
         fitting = [name for name in options("model") if architecture_of(name) in method.architectures]
         raise AiraError(
             f"method={method.name} needs a {' or '.join(method.architectures)} model and model={model.name} is an "
-            f"{model.architecture}. These fit: {', '.join(fitting)}."
+            f"{model.architecture}. These fit: {', '.join(fitting[:8])}{' and others' * (len(fitting) > 8)}: "
+            "aira train --help model."
         )
     if isinstance(method, DPO):
         _check_pairs(method)

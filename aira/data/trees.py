@@ -25,6 +25,8 @@ class Span(NamedTuple):
     start: int
     end: int
     mask: Tensor | None  # [1, 1, T, cached + T] bool, T = end - start, True where attended; None: causal (one branch)
+    prefix: int  # tokens that stand once for all branches
+    lengths: tuple[int, ...]  # of each branch, its own tokens, which follow one branch after the other
 
 
 class Row(NamedTuple):
@@ -115,8 +117,8 @@ def pack(trees: Sequence[Tree], cached: int = 0, last: bool = True) -> Row:
             end.append(int(place[-1]))
             owner.append(number)
             offset += length
-        causal = not cached and len(lengths) == 1
-        spans.append(Span(start, offset, None if causal else tree_mask(prefix, lengths, cached)))
+        mask = None if not cached and len(lengths) == 1 else tree_mask(prefix, lengths, cached)
+        spans.append(Span(start, offset, mask, prefix, tuple(lengths)))
         start = offset
     return Row(
         input_ids=torch.tensor([ids]),

@@ -15,9 +15,8 @@ from aira.data.trees import Row, Tree, pack, tree_length
 from aira.errors import AiraError
 from aira.evaluation.tries import plan
 from aira.inference.generation import check_logits
-from aira.models.attention import Cached
-from aira.models.forward import hidden_states, keys_and_values
-from aira.models.head import chunks
+from aira.models.forward import Prefix, hidden_states, keys_and_values
+from aira.models.head import chunks, lm_head
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """What is asked, as text, and the token ids of its context and of its continuation."""
@@ -143,15 +142,16 @@ class PackedLM(HFLM):  # type: ignore[misc]
                         bar.update(len(asked[i]))
         return [answer for answer in found if answer is not None]
 
-    def _answers(self, row: Row, count: int, cached: Cached | None) -> list[Answer]:
+    def _answers(self, row: Row, count: int, cached: Prefix | None) -> list[Answer]:
         """The log-likelihoods of a row's branches: NaN where logits are no numbers, -inf for an impossible token."""
         row = move_data_to_device(row, self.device)
         sums = torch.zeros(count, device=self.device)
         greedy = torch.ones(count, dtype=torch.bool, device=self.device)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             hidden = hidden_states(self.model, row, cached)[row.source]
+            head = lm_head(self.model)
             for part in chunks(len(row.target)):
-                logits = self.model.get_output_embeddings()(hidden[part]).float()
+                logits = head(hidden[part]).float()
                 log_z = logits.logsumexp(-1)
                 chosen = logits.gather(1, row.target[part, None])[:, 0] - log_z
                 chosen = torch.where(log_z.isfinite(), chosen, torch.nan)

@@ -13,7 +13,7 @@ from aira.data.schemas import Message
 from aira.data.tokenize import encode_scorer, separator_id
 from aira.data.trees import Tree, pack, pad, padded_length, tree_length
 from aira.errors import AiraError
-from aira.models.families import FAMILIES, context_length, score_label
+from aira.models.families import context_length, family_of, score_label
 from aira.models.forward import scores
 from aira.models.loading import load_config, load_model, load_tokenizer
 
@@ -55,7 +55,7 @@ class ScoringModel:
         if not (isinstance(threshold, (int, float)) and abs(threshold) < 1e300):
             raise AiraError(f"{path}: the threshold in its config.json is {threshold}, below which no score is.")
         self.path, self.meaning, self.threshold = path, meaning, threshold
-        self.padded = FAMILIES[config.model_type].architecture == "encoder"
+        self.padded = family_of(config).architecture == "encoder"
         architecture = "encoder" if self.padded else "causal"
         self.tokenizer, added = load_tokenizer(path, architecture=architecture, head="score", template=None, **where)
         self.model = load_model(

@@ -7,7 +7,7 @@ from torch import Tensor
 from aira.data.trees import Row
 from aira.methods.base import Method, Sums, Totals
 from aira.models.forward import hidden_states, unwrap
-from aira.models.head import cross_entropy
+from aira.models.head import cross_entropy, lm_head
 
 
 class SFT(Method):
@@ -21,7 +21,7 @@ class SFT(Method):
     def row_loss(self, row: Row, totals: Totals) -> tuple[Tensor, Sums]:
         """The row's summed negative log-likelihood in nats."""
         hidden = hidden_states(self.model, row)
-        loss, _ = cross_entropy(hidden[row.source], row.target, unwrap(self.model).get_output_embeddings())
+        loss, _ = cross_entropy(hidden[row.source], row.target, lm_head(unwrap(self.model)))
         return loss, {}
 
     def metrics(self, sums: Totals, count: float) -> dict[str, float]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from aira.files import LOCAL, as_json, markdown, without_home
-from aira.models.families import FAMILIES, UNLIMITED, context_length
+from aira.models.families import FAMILIES, UNLIMITED, Family, context_length
 
 
 def export(
@@ -80,9 +80,14 @@ def _for_others(folder: Path, max_length: int, inputs: list[str]) -> None:
     """Say what Transformers 4 and llama.cpp look for by other names than Transformers 5 writes."""
     config: dict[str, Any] = {"torch_dtype": "float32"}
     there = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for theirs, ours in FAMILIES[there["model_type"]].other_names:
+    for theirs, ours in FAMILIES.get(there["model_type"], Family("causal")).other_names:
         config[theirs] = there[ours]
-    if rope := there.get("rope_parameters"):
+    rope = there.get("rope_parameters")
+    if rope and "full_attention" in rope:  # with other angles in layers that have a window, as Gemma 3
+        config |= {"rope_theta": rope["full_attention"]["rope_theta"]}
+        if "sliding_attention" in rope:
+            config |= {"rope_local_base_freq": rope["sliding_attention"]["rope_theta"]}
+    elif rope and "rope_theta" in rope:
         scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
         config |= {"rope_theta": rope["rope_theta"]}
         config |= {"rope_scaling": None if scaling.get("rope_type", "default") == "default" else scaling}

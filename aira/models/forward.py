@@ -10,8 +10,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from aira.data.trees import Row
 from aira.errors import AiraError, reason_of
-from aira.models.attention import Cached, added_mask, dense_mask
-from aira.models.head import branch_sums, log_probs
+from aira.models.attention import Cached, Trees, added_mask, dense_mask
+from aira.models.head import branch_sums, lm_head, log_probs
 
 
 def device_of(name: str) -> str:
@@ -34,9 +34,15 @@ def unwrap(model: Any) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+Prefix = Cached | list[int]
+"""Tokens that many trees begin with: keys and values, or where rows are not packed the tokens themselves."""
+
+
 @torch.no_grad()
-def keys_and_values(model: nn.Module, tokens: list[int]) -> Cached:
+def keys_and_values(model: nn.Module, tokens: list[int]) -> Prefix:
     """What the attention layers of a causal model make of tokens that many trees begin with."""
+    if not packs(model):
+        return tokens
     backbone = unwrap(model).base_model
     cache = DynamicCache()
     backbone(
@@ -51,7 +57,35 @@ def _cache_argument(backbone: PreTrainedModel, cache: DynamicCache) -> dict[str,
     return {"cache" if new else "past_key_values": cache}
 
 
-def hidden_states(model: nn.Module, row: Row, cached: Cached | None = None) -> Tensor:
+def packs(model: nn.Module) -> bool:
+    """Whether the model reads trees packed into one row; if not, each branch is read in a sequence of its own."""
+    return getattr(unwrap(model), "packs_trees", True)
+
+
+def _separately(backbone: nn.Module, row: Row, before: list[int]) -> Tensor:
+    """[T, hidden size] of a packed row's tokens, from a padded sequence for each branch, with its prefix."""
+    assert row.spans is not None
+    branches: list[list[int]] = []  # places in the row
+    for span in row.spans:
+        own = span.start + span.prefix
+        for length in span.lengths:
+            branches.append([*range(span.start, span.start + span.prefix), *range(own, own + length)])
+            own += length
+    device, count = row.input_ids.device, len(before)
+    width = count + max(map(len, branches))
+    ids = row.input_ids.new_zeros(len(branches), width)
+    ids[:, :count] = torch.tensor(before, dtype=torch.long, device=device)
+    source = torch.empty(row.input_ids.shape[1], dtype=torch.long)
+    for i, places in enumerate(branches):
+        ids[i, count : count + len(places)] = row.input_ids[0, places]
+        source[places] = i * width + count + torch.arange(len(places))
+    lengths = torch.tensor([count + len(places) for places in branches], device=device)
+    mask = (torch.arange(width, device=device) < lengths[:, None]).long()
+    hidden: Tensor = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1)[source.to(device)]
+
+
+def hidden_states(model: nn.Module, row: Row, cached: Prefix | None = None) -> Tensor:
     """Run the backbone, without its head, over a row.
 
     Args:
@@ -61,12 +95,17 @@ def hidden_states(model: nn.Module, row: Row, cached: Cached | None = None) -> T
         [R * T, hidden size], in the order that `Row.source` and `Row.end` count in.
     """
     backbone = unwrap(model).base_model
+    if row.spans is not None and not packs(model):
+        return _separately(backbone, row, [int(token) for token in cached or ()])  # type: ignore[arg-type]
     arguments: dict[str, Any] = {"attention_mask": row.attention_mask}
     if row.spans is not None:
+        assert cached is None or not isinstance(cached[0], int)
         arguments = {"position_ids": row.position_ids, "use_cache": False}
         if backbone.config._attn_implementation == "trees":
             # Transformers passes a 4-D mask on untouched: an empty one keeps it from building one for the row
-            arguments |= {"trees": row.spans, "cached": cached, "attention_mask": row.input_ids.new_empty((1, 1, 0, 0))}
+            assert row.position_ids is not None
+            trees = Trees(row.spans, row.position_ids[0], cached)
+            arguments |= {"trees": trees, "attention_mask": row.input_ids.new_empty((1, 1, 0, 0))}
         elif backbone.config._attn_implementation == "eager":
             before = cached[0][0].shape[2] if cached else 0
             arguments["attention_mask"] = added_mask(dense_mask(row.spans, row.input_ids.device, before))
@@ -86,7 +125,7 @@ def branch_log_probs(model: nn.Module, row: Row) -> tuple[Tensor, Tensor]:
     Returns:
         [B] log-probs in nats, summed over scored tokens, in float32; and [B] the number of these tokens.
     """
-    values = log_probs(hidden_states(model, row)[row.source], row.target, unwrap(model).get_output_embeddings())
+    values = log_probs(hidden_states(model, row)[row.source], row.target, lm_head(unwrap(model)))
     summed, lengths = (branch_sums(each, row.branch, len(row.end)) for each in (values, torch.ones_like(values)))
     return summed, lengths
 

@@ -103,6 +103,40 @@ class _CrossEntropy(torch.autograd.Function):
         return (grads[0], None, None, *grads[1:])
 
 
+class Logits(nn.Module):
+    """An LM head that is no plain matrix: what is done before and after it, as Transformers' own code does.
+
+    Args:
+        matrix: the output embeddings.
+        before: of the hidden states, as ModernBERT's decoder has.
+        factor: of the logits, as Cohere and Granite have.
+        cap: logits z become cap * tanh(z / cap), as in Gemma 2 (2024, section 2).
+    """
+
+    def __init__(self, matrix: nn.Module, before: nn.Module | None, factor: float, cap: float | None) -> None:
+        super().__init__()
+        self.matrix, self.before, self.factor, self.cap = matrix, before, factor, cap
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[N, hidden size] to [N, vocabulary]."""
+        logits: Tensor = self.matrix(hidden if self.before is None else self.before(hidden)) * self.factor
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+def lm_head(model: Any) -> nn.Module:
+    """What makes logits of a causal model's hidden states.
+
+    Args:
+        model: of Transformers, with an LM head.
+    """
+    matrix: nn.Module = model.get_output_embeddings()
+    config = model.config
+    before = getattr(model, "head", None) if config.model_type == "modernbert-decoder" else None
+    factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return matrix if before is None and factor == 1.0 and cap is None else Logits(matrix, before, factor, cap)
+
+
 def log_probs(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
     """Log-probability of each target token, without ever holding the logits of all positions.
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -22,9 +24,10 @@ from aira.config.schema import Lora
 from aira.errors import AiraError
 from aira.files import check_exists
 from aira.hub import reach_hub
-from aira.models.families import FAMILIES, score_label, verified
+from aira.models.families import family_of, score_label
 from aira.models.forward import unwrap
 from aira.models.lora import add_lora
+from aira.models.probe import probe
 from aira.models.template import apply_template, prepare_scorer
 from aira.models.weights import (
     ADAPTER,
@@ -128,12 +131,16 @@ def load_config(
             f"{path} is a {settings.model_type} model, and the model group is for {config['model_type']}: name the "
             "group that it was trained with, model=<name>."
         )
-    known = verified(architecture)
-    if settings.model_type not in known:
+    known = family_of(settings).architecture
+    if architecture not in (known, None):
         raise AiraError(
-            f"{path} is a {settings.model_type} model. Verified {f'{architecture} ' if architecture else ''}models are "
-            f"{', '.join(known)}; another might give wrong numbers silently, so it is refused."
+            f"{path} is a {settings.model_type} model, {'an encoder' if known == 'encoder' else 'a causal one'}, "
+            "and the model group is for the other kind. Name a group that fits, or model=auto."
         )
+    classes: Any = MODEL_FOR_CAUSAL_LM_MAPPING if known == "causal" else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if type(settings) not in classes and not getattr(settings, "auto_map", None):
+        kind = "language model" if known == "causal" else "sequence classifier"
+        raise AiraError(f"{path} is a {settings.model_type} model, of which Transformers has no {kind}.")
     if head == "lm" and any(name.endswith("ForSequenceClassification") for name in settings.architectures or ()):
         raise AiraError(f"{path} is a scorer, without a language-model head. Start from the model that it was made of.")
     return settings, fresh
@@ -246,7 +253,13 @@ def load_model(
     if activation == "gelu_new":
         settings.activation_function = "gelu_pytorch_tanh"  # the same function, in one kernel in place of eight
     source, arguments, adapter = _source(path, **where)
-    attn_implementation = FAMILIES[settings.model_type].attention or attn_implementation
+    if architecture == "encoder" and attn_implementation == "trees":
+        attn_implementation = "sdpa"
+    attn_implementation = family_of(settings).attention or attn_implementation
+    probed = None
+    if not family_of(settings).verified:
+        probed = probe(settings, architecture, head, attn_implementation)
+        attn_implementation = probed.attention
     dtype_and_attention = {"attn_implementation": attn_implementation, "dtype": torch.float32}
     info: dict[str, Any] = {}
     with explained(path), without_report():
@@ -268,10 +281,13 @@ def load_model(
     if not fresh:
         names = [name.removeprefix(ADAPTER) for name in brought]
         new, other = (head == "score" and one for one in (not scorer, not scorer or adapter is not None))
-        check_loaded(path, info, new_head=new, no_lm_head=other, brought=names)
+        check_loaded(path, info, base=model.base_model_prefix, new_head=new, no_lm_head=other, brought=names)
         check_rows(path, model, tokenizer, added, brought)
         if head == "lm" and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
             model.config.tie_word_embeddings = False  # or what resizes and saves would drop the head of the files
+    if probed and not probed.packs:
+        model.packs_trees = False
+        print(f"{path}: each branch is read in a sequence of its own, which is slower: {probed.why}.")
     _forget_quantization(model)
     if activation:
         model.config.activation_function = activation

@@ -2,9 +2,9 @@
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from aira.config.schema import Lora
-from aira.models.families import FAMILIES
 
 
 def add_lora(model: PreTrainedModel, lora: Lora, added: list[int], head: str) -> nn.Module:
@@ -21,7 +21,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, added: list[int], head: str) ->
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         trainable_token_indices=dict.fromkeys(names, added) if added else None,
-        fan_in_fan_out=FAMILIES[model.config.model_type].transposed,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="SEQ_CLS" if head == "score" else None,
     )
     adapted: nn.Module = get_peft_model(model, settings)

@@ -78,12 +78,19 @@ def without_report() -> Iterator[None]:
 
 
 def check_loaded(
-    path: str, info: dict[str, Any], *, new_head: bool = False, no_lm_head: bool = False, brought: Iterable[str] = ()
+    path: str,
+    info: dict[str, Any],
+    *,
+    base: str = "",
+    new_head: bool = False,
+    no_lm_head: bool = False,
+    brought: Iterable[str] = (),
 ) -> None:
     """Refuse a model whose weights are not all read from its files, and tell which head is made anew.
 
     Args:
         info: what `from_pretrained` gives with `output_loading_info`.
+        base: what names of the backbone's weights begin with; what stands beside them is a head.
         new_head: whether a language model becomes a scorer, which trains a head of its own.
         no_lm_head: whether the files are of a language model, and the model is a scorer.
         brought: names of weights that an adapter has.
@@ -94,8 +101,8 @@ def check_loaded(
     brought = set(brought)
     missing = {name for name in info["missing_keys"] if name not in brought and not BUFFERS.search(name)}
     foreign = {name for name in info["unexpected_keys"] if not BUFFERS.search(name)}
-    made = {name for name in missing if new_head and SCORE_HEADS.match(name)}
-    foreign = {name for name in foreign if not (no_lm_head and LM_HEADS.match(name))}
+    made = {name for name in missing if new_head and (SCORE_HEADS.match(name) or _beside(base, name))}
+    foreign = {name for name in foreign if not (no_lm_head and (LM_HEADS.match(name) or _beside(base, name)))}
     shapes = [
         f"{name} is {tuple(there)} in the file and {tuple(here)} in the model"
         for name, there, here in info["mismatched_keys"]
@@ -113,6 +120,10 @@ def check_loaded(
         )
     if made:
         print(f"{path} is a language model: a new head is trained ({_named(made)}).")
+
+
+def _beside(base: str, name: str) -> bool:
+    return bool(base) and not name.startswith(f"{base}.")
 
 
 def _named(names: set[str]) -> str:

@@ -177,7 +177,7 @@ def test_the_command_line_wins():
             ["published for language=en alone", "Published for pt are aira-2-portuguese-124m", "model=opt-1b3"],
         ),
         ("experiment=toxicity-model-pt language=en", ["published for language=pt alone", "toxicity-model."]),
-        ("experiment=reward-model language.code=pt", ["published for language=en alone", "reward-model-pt"]),
+        ("experiment=reward-model language=pt", ["published for language=en alone", "reward-model-pt"]),
         ("experiment=aira-2-124m method=dpo", ["made by method=sft", "model=gpt2-124m method=dpo language=en"]),
         ("experiment=aira-opt-1b4", ["there is no such experiment. Did you mean 'aira-opt-1b3'?"]),
         ("experiment=_sft", ["there is no such experiment"]),

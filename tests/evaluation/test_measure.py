@@ -121,5 +121,6 @@ def test_figures_of_a_strangers_run(tmp_path, capsys, content):
     if content is not None:
         (tmp_path / ".hydra" / "config.yaml").write_text(content)
     before = sorted(tmp_path.rglob("*"))
-    _remembered(str(tmp_path), [Line("a", {"task": Score(0.5)}, candidate=True)], None)
+    line = Line("a", {"task": Score(0.5)}, candidate=True)
+    _remembered(str(tmp_path), [line], compose_settings(Evaluate, []), chat=True)
     assert "do not have these figures" in capsys.readouterr().out and sorted(tmp_path.rglob("*")) == before

@@ -149,12 +149,22 @@ def test_a_folder_without_a_model():
         load_config(TINY, 10)
 
 
-def test_other_architectures_are_refused(tmp_path):
-    """Catches a model that would give wrong numbers silently."""
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mpt"}))
-    tokenizer, added = load_tokenizer(TINY)
-    with pytest.raises(AiraError, match=r"mpt model.* causal architectures are gpt2, opt, llama, bloom"):
-        load_model(str(tmp_path), tokenizer, added)
+@pytest.mark.parametrize(
+    "model_type, architecture, said",
+    [
+        ("bert", "causal", "an encoder, and the model group is for the other kind"),
+        ("gpt2", "encoder", "a causal one, and the model group is for the other kind"),
+        ("vit", "causal", "Transformers has no language model"),
+        ("vit", None, "Transformers has no"),
+    ],
+)
+def test_an_architecture_of_another_kind(tmp_path, model_type, architecture, said):
+    """Catches an encoder that is asked to go on with a text, and a model of images."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(AiraError, match=said):
+        load_config(str(tmp_path), 0, architecture=architecture)
 
 
 def test_a_missing_package_is_named():

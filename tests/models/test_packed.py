@@ -118,7 +118,7 @@ def test_a_common_beginning_is_computed_once(causal, name):
 def test_a_tree_does_not_see_its_neighbours(causal):
     """Catches attention that crosses from one tree into another."""
     alone, beside = pack(TREES[1:2]), pack(TREES)
-    start, end, _ = beside.spans[1]
+    start, end, *_ = beside.spans[1]
     torch.testing.assert_close(
         hidden_states(causal, alone), hidden_states(causal, beside)[start:end], atol=1e-5, rtol=1e-5
     )
