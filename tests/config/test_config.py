@@ -168,6 +168,24 @@ def test_settings_of_a_model_reach_the_run():
     assert values("model=gpt2-tiny", "optimizer.lr=1e-4")["optimizer"]["lr"] == 1e-4
 
 
+def test_the_group_of_a_path(tmp_path):
+    """Catches a run of one model that is read with another's defaults, and a stranger's path with those of a tiny model."""
+    for i, (name, group) in enumerate((("llama-tiny", "llama-tiny"), ("taken-away", "auto"), (["a"], "auto"))):
+        run = tmp_path / str(i)
+        (run / "export").mkdir(parents=True)
+        write_config(run, {"model": {"name": name}})
+        for path in (run, run / "export"):
+            assert values(f"model.path='{path}'")["model"]["name"] == group
+        assert values("model=opt-tiny", f"model.path='{run}'")["model"]["name"] == "opt-tiny"
+    for path in ("someone/model", "./folder", "pkg://package/model.gguf"):
+        found = values(f"model.path={path}")
+        assert found["model"]["name"] == "auto" and found["optimizer"]["lr"] == 2e-5 and not found["model"]["config"]
+    assert values("model.path=pkg://aira.models/tiny/causal")["model"]["name"] == "gpt2-tiny"
+    assert values("experiment=aira-opt-1b3", "model.path=someone/model")["model"]["name"] == "opt-1b3"
+    with pytest.raises(AiraError, match=r"model\.path has no value"):
+        values("model=auto")
+
+
 WRONG = [
     # groups and options
     ("modle=gpt2-tiny", "Did you mean 'model'?"),
