@@ -18,6 +18,11 @@ def check_run(settings: Train) -> None:
         AiraError: some do not.
     """
     trainer, method, model = settings.trainer, settings.method, settings.model
+    if model.architecture == "auto" and model.path == "none":
+        raise AiraError(
+            "model=auto: model.path has no value (a hub id, or a folder). Such as: aira train model=auto "
+            "model.path=Qwen/Qwen3-0.6B-Base"
+        )
     if trainer.precision == "16-mixed" and (trainer.sharded or trainer.accelerator == "cpu"):
         raise AiraError(f"trainer.precision=16-mixed: {NO_FP16[trainer.sharded]}")
     if settings.export == "best" and not (settings.callbacks.checkpoint and trainer.limit_val_batches):

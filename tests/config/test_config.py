@@ -169,7 +169,7 @@ def test_settings_of_a_model_reach_the_run():
 
 
 def test_the_group_of_a_path(tmp_path):
-    """Catches a run of one model that is read with another's defaults, and a stranger's path with those of a tiny model."""
+    """Catches a run that is read with another model's defaults, and a stranger's path with a tiny model's."""
     for i, (name, group) in enumerate((("llama-tiny", "llama-tiny"), ("taken-away", "auto"), (["a"], "auto"))):
         run = tmp_path / str(i)
         (run / "export").mkdir(parents=True)
