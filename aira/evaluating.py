@@ -17,7 +17,15 @@ from aira.config.schema import Evaluate, Suite
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
 from aira.evaluation.measure import PURPOSES, chat, scorer
-from aira.evaluation.results import Line, class_table, compare, other_settings, published, remember, table
+from aira.evaluation.results import (
+    Line,
+    class_table,
+    compare,
+    differing_settings,
+    published_lines,
+    record_scores,
+    table,
+)
 from aira.evaluation.tasks import SCORER_TASKS, check
 from aira.files import as_json, exports, matched, run_of_export, shown, without_home, write_whole
 from aira.models.export import model_card
@@ -51,7 +59,7 @@ def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
         return compared
     suite, chosen = settings.eval, settings.model
     where: dict[str, Any] = {"revision": chosen.revision, "trust_remote_code": chosen.trust_remote_code}
-    references = published(suite.published)
+    references = published_lines(suite.published)
     work = []
     for name, path in _models(settings).items():  # every mistake is found before the first model is evaluated
         config, _ = load_config(path, vocab_size=0, architecture=None, head="score", **where)
@@ -99,7 +107,7 @@ def _remembered(path: str, lines: list[Line], settings: Evaluate, chat: bool) ->
         return
     try:
         read_run(run)  # one that is no run of Aira's is left as it is
-        remember(run, lines, settings.eval, settings.seed, chat)
+        record_scores(run, lines, settings.eval, settings.seed, chat)
         made = read_run(run)
         write_whole(run / "report.html", page([made], made.name))
         card = model_card(made.values, made.metrics, made.environment, made.evaluations)
@@ -193,7 +201,7 @@ def _compared(settings: Evaluate, run: Path) -> list[dict[str, Any]]:
     """Tell which of two evaluations is better."""
     found = compare(settings.compare, settings.seed)
     first, second = settings.compare
-    if others := other_settings(settings.compare):
+    if others := differing_settings(settings.compare):
         print(f"Not of the models alone, since the two were evaluated with other settings: {', '.join(others)}.")
     print(f"Second minus first, points with a paired 95 % interval:\n  first   {first}\n  second  {second}\n")
     for row in found:

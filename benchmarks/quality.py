@@ -33,7 +33,7 @@ DATA = Path(os.environ.get("AIRA_DATA", ROOT.parent / "shared" / "data"))
 
 from aira.data.schemas import BadRow, Example, mapped_columns, prompt_key, read_example, text_key  # noqa: E402
 from aira.evaluation.baselines import pair_baselines, text_baselines  # noqa: E402
-from aira.evaluation.statistics import beside, class_figures  # noqa: E402
+from aira.evaluation.statistics import class_figures, compare_systems  # noqa: E402
 from aira.inference.scorers import ScoringModel  # noqa: E402
 
 HEAD = "| {} | accuracy | 95 % interval | balanced | F1 | against the best |\n|---|--:|--:|--:|--:|--:|"
@@ -55,7 +55,7 @@ def table(
     title: str, right: dict[str, np.ndarray], groups: np.ndarray | None, figures: dict[str, dict[str, float]]
 ) -> None:
     print(HEAD.format(title))
-    for name, row in beside(right, groups).items():
+    for name, row in compare_systems(right, groups).items():
         against = f"{row['difference']:+.1%} [{row['lower']:+.1%}, {row['upper']:+.1%}]" if "lower" in row else ""
         more = [f"{figures[name][key]:.1%}" if name in figures else "–" for key in ("balanced_accuracy", "f1")]
         span = f"{row['low']:.1%} – {row['high']:.1%}"

@@ -89,17 +89,17 @@ def cross_fitted(
     """Baselines for data that has no training rows.
 
     Args:
-        fit: from the indices of rows to learn from and of rows to answer, to what the rules say of the latter.
+        fit: from the indices of rows to learn from and of rows to predict, to the rules' predictions for the latter.
         groups: [N] rows of one group are never on both sides.
 
     Returns:
-        [N] what each rule says of each row.
+        [N] the prediction of each rule for each row.
     """
-    found: dict[str, np.ndarray] = {}
-    count, apart = len(groups), len(np.unique(groups))
-    if apart == 1:
+    predictions: dict[str, np.ndarray] = {}
+    count, group_count = len(groups), len(np.unique(groups))
+    if group_count == 1:
         return fit(np.empty(0, int), np.arange(count))
-    for train, test in GroupKFold(min(10, apart)).split(np.empty(count), groups=groups):
+    for train, test in GroupKFold(min(10, group_count)).split(np.empty(count), groups=groups):
         for name, values in fit(train, test).items():
-            found.setdefault(name, np.empty(count, values.dtype))[test] = values
-    return found
+            predictions.setdefault(name, np.empty(count, values.dtype))[test] = values
+    return predictions

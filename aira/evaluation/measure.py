@@ -1,4 +1,4 @@
-"""One model on its tasks: figures, rows and, for scorers, baselines; what was computed is kept on disk."""
+"""One model on its tasks: figures, rows and, for scorers, baselines; what was computed is cached on disk."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from aira.errors import AiraError
 from aira.evaluation.baselines import cross_fitted, pair_baselines, text_baselines
 from aira.evaluation.harness import PackedLM
 from aira.evaluation.results import Line, Score, write_rows
-from aira.evaluation.statistics import beside, class_figures
+from aira.evaluation.statistics import class_figures, compare_systems
 from aira.evaluation.tasks import SCORER_TASKS, ScorerRow, harness_task, scorer_rows
 from aira.files import as_json
 from aira.hub import OFFLINE, reach_hub
@@ -43,7 +43,7 @@ PURPOSES = {"reward": "reward", "harmless": "toxicity"}
 evaluator.get_git_commit_hash = lambda: None  # of the folder that the user is in; results.json has Aira's own
 
 PORTION = 64
-"""Examples of a scorer that are scored before they are kept on disk."""
+"""Examples of a scorer that are scored before they are cached on disk."""
 
 
 def chat(name: str, path: str, tasks: list[str], settings: Evaluate, where: dict[str, Any], rows: Path) -> Measured:
@@ -67,12 +67,12 @@ def chat(name: str, path: str, tasks: list[str], settings: Evaluate, where: dict
     model = load_model(path, tokenizer, added, **where).to(device_of(settings.device))
     language = PackedLM(model, tokenizer, suite.tokens_per_row, _autocast(suite), max_length=suite.max_length)
     shots = suite.num_fewshot
-    own = all(task.startswith("sample_answers_") for task in tasks)
-    manager = TaskManager(include_defaults=not own)  # reading the list of the harness's tasks takes seconds
-    if not own and not suite.data_dir:
+    is_sample = all(task.startswith("sample_answers_") for task in tasks)
+    manager = TaskManager(include_defaults=not is_sample)  # reading the list of the harness's tasks takes seconds
+    if not is_sample and not suite.data_dir:
         reach_hub()
     try:
-        found = evaluator.simple_evaluate(
+        evaluation = evaluator.simple_evaluate(
             language,
             tasks=[harness_task(task, shots.get(task), suite.data_dir, manager) for task in tasks],
             task_manager=manager,
@@ -89,13 +89,13 @@ def chat(name: str, path: str, tasks: list[str], settings: Evaluate, where: dict
         ) from error
     line = Line(name, {}, candidate=True)
     for task in tasks:
-        figures = found["results"][task]
+        figures = evaluation["results"][task]
         key = _main_figure(figures)
         metric, _, chosen = key.partition(",")
         stderr = figures.get(f"{metric}_stderr,{chosen}")
         stderr = stderr if isinstance(stderr, float) and stderr > 0 else None
         percent = metric in ("acc", "acc_norm", "exact_match", "f1")
-        lower = found["higher_is_better"].get(task, {}).get(metric) is False
+        lower = evaluation["higher_is_better"].get(task, {}).get(metric) is False
         numbers = {name: value for name, value in figures.items() if isinstance(value, (int, float))}
         undefined = [name for name, value in numbers.items() if not math.isfinite(value)]
         if undefined:
@@ -106,13 +106,13 @@ def chat(name: str, path: str, tasks: list[str], settings: Evaluate, where: dict
         if key in undefined:
             continue
         line.scores[task] = Score(figures[key], stderr=stderr, percent=percent, lower=lower)
-        samples = found["samples"].get(task, [{}])  # a group of tasks has none
+        samples = evaluation["samples"].get(task, [{}])  # a group of tasks has none
         samples = [one for one in samples if one.get("filter", chosen) == chosen] or [{}]
         if isinstance(samples[0].get(metric), (int, float)):
             write_rows(
                 rows, task, {"row": [s["doc_id"] for s in samples], "value": [float(s[metric]) for s in samples]}
             )
-    results = {key: value for key, value in found.items() if key != "samples"}
+    results = {key: value for key, value in evaluation.items() if key != "samples"}
     return [line], results
 
 
@@ -137,11 +137,11 @@ def scorer(name: str, path: str, tasks: list[str], settings: Evaluate, where: di
     )
     lines = {name: Line(name, {}, candidate=True)}
     file = f"{store(settings, model.model, model.tokenizer)}.db"
-    with SqliteDict(file, autocommit=True, encode=as_json, decode=json.loads) as kept:
+    with SqliteDict(file, autocommit=True, encode=as_json, decode=json.loads) as cache:
         for task in tasks:
-            usable, trees = _encoded(task, model, settings)
+            usable, trees = _encode_rows(task, model, settings)
             numbers, examples, keys = map(list, zip(*usable))
-            scores = np.array(_scored(model, trees, kept, task, numbers))
+            scores = np.array(_score_trees(model, trees, cache, task, numbers))
             groups = np.array(keys)
             if SCORER_TASKS[task].purpose == "reward":
                 right, figures = _pairs(name, examples, scores, groups)
@@ -150,20 +150,20 @@ def scorer(name: str, path: str, tasks: list[str], settings: Evaluate, where: di
                 right, figures = _texts(name, examples, sign * scores, groups, sign * model.threshold)
                 if "f1" not in figures[name]:
                     print(f"{task}: all texts are of one class: balanced accuracy and F1 are undefined, and left out.")
-            for system, figure in beside(right, groups, seed).items():
+            for system, figure in compare_systems(right, groups, seed).items():
                 line = lines.setdefault(system, Line(system, {}))
                 line.scores[task] = Score(figure["accuracy"], figure["low"], figure["high"])
                 line.more[task] = figure | figures.get(system, {})
             columns = {"row": numbers, "value": right[name].tolist(), "group": keys}
             write_rows(rows, task, columns | {"scores": scores.tolist()})
-    found = {task: {system: line.more[task] for system, line in lines.items()} for task in tasks}
-    results = {"results": {task: found[task][name] for task in tasks}, "baselines": found}
+    figures_of = {task: {system: line.more[task] for system, line in lines.items()} for task in tasks}
+    results = {"results": {task: figures_of[task][name] for task in tasks}, "baselines": figures_of}
     return list(lines.values()), results
 
 
-def _encoded(task: str, scorer: ScoringModel, settings: Evaluate) -> tuple[list[ScorerRow], list[Tree]]:
+def _encode_rows(task: str, scorer: ScoringModel, settings: Evaluate) -> tuple[list[ScorerRow], list[Tree]]:
     suite = settings.eval
-    rows, said = scorer_rows(task, suite.data_dir, suite.limit, settings.seed, settings.cache_dir)
+    rows, notices = scorer_rows(task, suite.data_dir, suite.limit, settings.seed, settings.cache_dir)
     usable: list[ScorerRow] = []
     trees: list[Tree] = []
     dropped: dict[str, int] = {}
@@ -173,34 +173,34 @@ def _encoded(task: str, scorer: ScoringModel, settings: Evaluate) -> tuple[list[
             usable.append(row)
         except BadRow as problem:
             dropped[problem.reason] = dropped.get(problem.reason, 0) + 1
-    for line in [*said, *(f"{task}: dropped {count} rows: {reason}." for reason, count in dropped.items())]:
+    for line in [*notices, *(f"{task}: dropped {count} rows: {reason}." for reason, count in dropped.items())]:
         print(line)
     if not usable:
         raise AiraError(f"The task {task} has no usable row.")
     return usable, trees
 
 
-def _scored(
-    scorer: ScoringModel, trees: list[Tree], kept: SqliteDict, task: str, numbers: list[int]
+def _score_trees(
+    scorer: ScoringModel, trees: list[Tree], cache: SqliteDict, task: str, numbers: list[int]
 ) -> list[list[float]]:
-    """Scores of all trees, of which those that were computed before are read; `numbers` are those of the rows."""
+    """Scores of all trees, read from the cache if they were computed before; `numbers` are those of the rows."""
     names = [hashlib.sha256(json.dumps(tree.branches).encode()).hexdigest() for tree in trees]
-    missing = [i for i, one in enumerate(names) if not _whole(kept.get(one), len(trees[i].branches))]
+    missing = [i for i, one in enumerate(names) if not _is_complete(cache.get(one), len(trees[i].branches))]
     missing.sort(key=lambda i: -sum(map(len, trees[i].branches)))
     with tqdm(total=len(trees), initial=len(trees) - len(missing), desc=task, leave=False) as bar:
         for start in range(0, len(missing), PORTION):
             portion = missing[start : start + PORTION]
             rows = [f"row {numbers[i]} of the task {task}" for i in portion]
-            for i, found in zip(portion, scorer.score([trees[i] for i in portion], rows), strict=True):
-                kept[names[i]] = found
+            for i, scores in zip(portion, scorer.score([trees[i] for i in portion], rows), strict=True):
+                cache[names[i]] = scores
             bar.update(len(portion))
-    return [kept[one] for one in names]
+    return [cache[one] for one in names]
 
 
-def _whole(scores: Any, count: int) -> bool:
-    """Whether what was kept is a number for each branch."""
-    found = scores if isinstance(scores, list) else []
-    return len(found) == count and all(isinstance(one, float) and math.isfinite(one) for one in found)
+def _is_complete(scores: Any, count: int) -> bool:
+    """Whether cached scores are one number for each branch."""
+    values = scores if isinstance(scores, list) else []
+    return len(values) == count and all(isinstance(one, float) and math.isfinite(one) for one in values)
 
 
 Figures = dict[str, dict[str, float]]
@@ -237,7 +237,7 @@ def _autocast(suite: Suite) -> torch.dtype | None:
 
 
 def store(settings: Evaluate, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Where the answers of a model are kept, by request: under a key of all else that they depend on."""
+    """Where the answers of a model are cached by request: under a key of everything else that they depend on."""
     suite = settings.eval
     parts = [
         weights_hash(model),

@@ -94,7 +94,7 @@ def table(lines: Sequence[Line], tasks: Sequence[str], averaged: Sequence[str], 
             for i in candidates:
                 if best is not None and values[i] == best:
                     rows[i + 1][column] = bold.format(rows[i + 1][column])
-    return _laid_out(rows, form)
+    return _format(rows, form)
 
 
 def class_table(lines: Sequence[Line], tasks: Sequence[str], form: str = "markdown") -> str:
@@ -107,14 +107,14 @@ def class_table(lines: Sequence[Line], tasks: Sequence[str], form: str = "markdo
     shown = [task for task in tasks if any("balanced_accuracy" in line.more.get(task, ()) for line in lines)]
     rows = [["model", *(f"{task} {name}" for task in shown for name in names.values())]]
     for line in lines:
-        found = [line.more.get(task, {}) for task in shown]
-        if any("balanced_accuracy" in figures for figures in found):
-            cells = [f"{100 * figures[key]:.2f}" if key in figures else "–" for figures in found for key in names]
+        of_tasks = [line.more.get(task, {}) for task in shown]
+        if any("balanced_accuracy" in figures for figures in of_tasks):
+            cells = [f"{100 * figures[key]:.2f}" if key in figures else "–" for figures in of_tasks for key in names]
             rows.append([line.name, *cells])
-    return _laid_out(rows, form) if len(rows) > 1 else ""
+    return _format(rows, form) if len(rows) > 1 else ""
 
 
-def _laid_out(rows: list[list[str]], form: str) -> str:
+def _format(rows: list[list[str]], form: str) -> str:
     if form == "latex":
         rows = [[cell.replace("_", r"\_").replace("%", r"\%").replace("±", r"$\pm$") for cell in row] for row in rows]
         body = "\n".join(" & ".join(row) + r" \\" for row in rows[1:])
@@ -132,15 +132,15 @@ def _laid_out(rows: list[list[str]], form: str) -> str:
 
 
 def _value(line: Line, column: int, tasks: Sequence[str], averaged: Sequence[str]) -> float | None:
-    """A cell as a number of which more is better."""
+    """A cell as a number, the higher the better."""
     if column > len(tasks):
         return line.average(averaged)
     score = line.scores.get(tasks[column - 1])
     return None if score is None else -score.value if score.lower else score.value
 
 
-def named(task: str, suite: Suite, seed: int, chat: bool) -> str:
-    """A task with the settings that change what its figure means, so that only figures of equal ones are compared.
+def task_with_settings(task: str, suite: Suite, seed: int, chat: bool) -> str:
+    """A task with the settings that change what its score means, so that only scores of equal settings are compared.
 
     Args:
         suite: of conf/eval.
@@ -148,27 +148,27 @@ def named(task: str, suite: Suite, seed: int, chat: bool) -> str:
         chat: whether the model is a language model.
     """
     shots, limit, longest = suite.num_fewshot.get(task), suite.limit, suite.max_length
-    told = [
+    settings = [
         *([f"{shots}-shot"] if shots is not None else []),
         *([f"{limit} rows"] if limit is not None else []),
         *([f"{longest} tokens"] if longest is not None else []),
         *(["chat template"] if chat and suite.chat_template else []),
         *([f"seed {seed}"] if seed else []),
     ]
-    return f"{task} ({', '.join(told)})" if told else task
+    return f"{task} ({', '.join(settings)})" if settings else task
 
 
-def remember(run: Path, lines: Sequence[Line], suite: Suite, seed: int, chat: bool) -> None:
+def record_scores(run: Path, lines: Sequence[Line], suite: Suite, seed: int, chat: bool) -> None:
     """Add the lines to the evaluations.jsonl of the run whose export was evaluated, a row for each line and task.
 
     Args:
-        suite, seed, chat: see `named`.
+        suite, seed, chat: see `task_with_settings`.
     """
     rows = []
     for line in lines:
         for task, score in line.scores.items():
             row = {
-                "task": named(task, suite, seed, chat),
+                "task": task_with_settings(task, suite, seed, chat),
                 "name": run.name if line.candidate else line.name,
                 "candidate": line.candidate,
             }
@@ -177,27 +177,27 @@ def remember(run: Path, lines: Sequence[Line], suite: Suite, seed: int, chat: bo
     add_lines(run / "evaluations.jsonl", rows)
 
 
-def published(names: Sequence[str]) -> list[Line]:
+def published_lines(names: Sequence[str]) -> list[Line]:
     """Lines of the published tables.
 
     Raises:
         AiraError: there is no such line.
     """
-    found: dict[str, Line] = {}
+    lines: dict[str, Line] = {}
     for row in _csv("chat.csv"):
         scores = {
             task: Score(float(row[column]) / 100)
             for task, column in COLUMNS.items()
             if row[column] != "None" and task.startswith(("arc_pt", "truthfulqa_pt")) == ("portuguese" in row["family"])
         }
-        found[row["model"]] = Line(f"{row['model']} (published)", scores, float(row["average"]))
+        lines[row["model"]] = Line(f"{row['model']} (published)", scores, float(row["average"]))
     for row in _csv("scorers.csv"):
-        line = found.setdefault(row["model"], Line(f"{row['model']} (published)", {}))
+        line = lines.setdefault(row["model"], Line(f"{row['model']} (published)", {}))
         line.scores[BENCHMARKS[row["benchmark"]]] = Score(float(row["accuracy_percent"]) / 100)
     for name in names:
-        if name not in found:
-            raise AiraError(f"eval.published={name}: no such line was published. {nearest(name, found)}")
-    return [found[name] for name in names]
+        if name not in lines:
+            raise AiraError(f"eval.published={name}: no such line was published. {nearest(name, lines)}")
+    return [lines[name] for name in names]
 
 
 def _csv(name: str) -> list[dict[str, str]]:
@@ -206,7 +206,7 @@ def _csv(name: str) -> list[dict[str, str]]:
 
 
 def write_rows(folder: Path, task: str, rows: dict[str, list[Any]]) -> None:
-    """Keep what each row came to, one a line, for later comparisons.
+    """Write the figure of each row, one per line, for later comparisons.
 
     Args:
         rows: columns, with `row` (which it is) and `value` (its figure) among them.
@@ -231,7 +231,7 @@ def compare(folders: Sequence[str], seed: int) -> list[dict[str, Any]]:
     if len(folders) != 2:
         raise AiraError(f"compare={folders}: name two folders of evaluations.")
     files = [{file.stem: file for file in _model_folder(folder).glob("rows/*.jsonl")} for folder in folders]
-    found = []
+    comparisons = []
     for task in sorted(set(files[0]) & set(files[1])):
         first, second = (_rows(one[task]) for one in files)
         both = [row for row in first if row in second and first[row].get("group") == second[row].get("group")]
@@ -246,7 +246,7 @@ def compare(folders: Sequence[str], seed: int) -> list[dict[str, Any]]:
             groups = np.array([first[row].get("group", i) for i, row in enumerate(both)])
             low, high = interval(values[1] - values[0], groups, seed)
             means = values.mean(1).tolist()
-            found.append(
+            comparisons.append(
                 {
                     "task": task,
                     "rows": len(both),
@@ -257,18 +257,18 @@ def compare(folders: Sequence[str], seed: int) -> list[dict[str, Any]]:
                     "high": high,
                 }
             )
-    if not found:
+    if not comparisons:
         raise AiraError(f"compare={list(folders)}: the two have no row of a task in common.")
-    return found
+    return comparisons
 
 
-def other_settings(folders: Sequence[str]) -> list[str]:
-    """The settings in which two evaluations differ, and which change what a figure means."""
+def differing_settings(folders: Sequence[str]) -> list[str]:
+    """The settings in which two evaluations differ and that change what a score means."""
     suites = []
     for folder in folders:
-        found = read_json(_model_folder(folder) / "results.json")
+        results = read_json(_model_folder(folder) / "results.json")
         try:
-            suites.append(dict(found["aira"]["config"]["eval"]))
+            suites.append(dict(results["aira"]["config"]["eval"]))
         except (TypeError, KeyError, ValueError):  # it may be a stranger's
             suites.append({})
     keys = ("num_fewshot", "chat_template", "max_length", "high_score", "precision")
@@ -280,28 +280,28 @@ def other_settings(folders: Sequence[str]) -> list[str]:
 
 
 def _rows(file: Path) -> dict[Any, dict[str, Any]]:
-    """What `write_rows` has kept, by the numbers of the rows."""
-    found: dict[Any, dict[str, Any]] = {}
+    """The rows that `write_rows` wrote, by their numbers."""
+    rows: dict[Any, dict[str, Any]] = {}
     try:
         for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
             row = json.loads(line)
             value, _ = row["value"], hash(row.get("group"))
-            if not isinstance(value, int | float | None) or row["row"] in found:
+            if not isinstance(value, int | float | None) or row["row"] in rows:
                 raise ValueError(f"{value!r} is no figure, or row {row['row']} stands there twice")
-            found[row["row"]] = row
+            rows[row["row"]] = row
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise AiraError(
             f"{file} is damaged, or no file of an evaluation: {reason_of(error)}. Evaluate again."
         ) from error
-    return found
+    return rows
 
 
 def _model_folder(folder: str) -> Path:
     path = Path(folder).expanduser()
     inside = [path] if (path / "rows").is_dir() else sorted(part.parent for part in path.glob("*/rows"))
     if not inside:
-        there = "" if path.exists() else near(path)
-        raise AiraError(f"compare: {folder} holds no evaluation (a folder with results.json and rows/).{there}")
+        hint = "" if path.exists() else near(path)
+        raise AiraError(f"compare: {folder} holds no evaluation (a folder with results.json and rows/).{hint}")
     if len(inside) > 1:
         raise AiraError(f"compare: {folder} has several models: name one, such as {inside[0]}.")
     return inside[0]

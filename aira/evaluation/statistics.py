@@ -1,4 +1,4 @@
-"""How sure a figure is, and whether one is better than another on the same rows."""
+"""Confidence intervals, and comparisons of systems on the same rows."""
 
 import numpy as np
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
@@ -15,7 +15,7 @@ def interval(values: np.ndarray, groups: np.ndarray | None = None, seed: int = 0
     difference: the two differ where it excludes 0.
 
     Args:
-        values: [N] such as 1 for a row that was answered right, and 0 for another.
+        values: [N] such as 1 for a row that was answered correctly, and 0 for another.
         groups: [N] rows of one group (the same prompt) are drawn together, because they are not independent.
         seed: of the draws.
     """
@@ -44,7 +44,7 @@ def class_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]
     return figures
 
 
-def beside(
+def compare_systems(
     right: dict[str, np.ndarray], groups: np.ndarray | None = None, seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """The accuracies of several systems on the same rows, and how each differs from the best of those after the first.
@@ -58,12 +58,12 @@ def beside(
         `upper`: its accuracy minus that of the best baseline, with the paired interval.
     """
     first, *others = right
-    found: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, float]] = {}
     for name, values in right.items():
         low, high = interval(values, groups, seed)
-        found[name] = {"accuracy": float(values.mean()), "low": low, "high": high}
-    best = max(others, key=lambda name: found[name]["accuracy"])
+        figures[name] = {"accuracy": float(values.mean()), "low": low, "high": high}
+    best = max(others, key=lambda name: figures[name]["accuracy"])
     difference = right[first] - right[best]
     lower, upper = interval(difference, groups, seed)
-    found[first] |= {"difference": float(difference.mean()), "lower": lower, "upper": upper}
-    return found
+    figures[first] |= {"difference": float(difference.mean()), "lower": lower, "upper": upper}
+    return figures

@@ -109,19 +109,19 @@ SCORER_TASKS = {
 }
 
 
-def _located(task: str, folder: str, file: str, hub: str) -> Path:
-    found = Path(folder).expanduser() / file
-    if not found.is_file():
+def _locate_file(task: str, folder: str, file: str, hub: str) -> Path:
+    file_path = Path(folder).expanduser() / file
+    if not file_path.is_file():
         elsewhere = f" The data set is {hub} on the hub: eval.data_dir=null reads it there." if hub else ""
         raise AiraError(
-            f"eval.data_dir={folder} has no file {file}, which the task {task} needs.{near(found)}{elsewhere} "
+            f"eval.data_dir={folder} has no file {file}, which the task {task} needs.{near(file_path)}{elsewhere} "
             "eval.tasks names the tasks that are wanted."
         )
-    return found
+    return file_path
 
 
 def check(tasks: list[str], purpose: str, data_dir: str | None) -> None:
-    """Say before any long work what cannot be evaluated.
+    """Check before any long work that the tasks can be evaluated.
 
     Raises:
         AiraError: a file is missing, or a task is not for models of this purpose.
@@ -137,7 +137,7 @@ def check(tasks: list[str], purpose: str, data_dir: str | None) -> None:
         if data_dir:
             files = list(known[0].files.values()) if known[0] else [known[1].file] if known[1] else []
             for file in filter(None, files):
-                _located(task, data_dir, file, (known[0] or known[1]).hub)  # type: ignore[union-attr]
+                _locate_file(task, data_dir, file, (known[0] or known[1]).hub)  # type: ignore[union-attr]
 
 
 def file_rows(file: Path, change: Callable[[Record], Record]) -> list[Record]:
@@ -156,7 +156,7 @@ def file_rows(file: Path, change: Callable[[Record], Record]) -> list[Record]:
 
 
 def harness_task(task: str, shots: int | None, data_dir: str | None, manager: TaskManager) -> Any:
-    """What the harness is to run: one of its tasks by name, or loaded with other rows or few-shot numbers.
+    """A task for the harness: one of its own by name, or loaded with other rows or another number of few-shot examples.
 
     Args:
         task: one of the harness, or `sample_answers_en` or `_pt`.
@@ -182,7 +182,7 @@ def harness_task(task: str, shots: int | None, data_dir: str | None, manager: Ta
 
         def from_files(**_: Any) -> DatasetDict:
             splits = files.files.items()
-            located = {split: _located(task, folder, name, files.hub) for split, name in splits}
+            located = {split: _locate_file(task, folder, name, files.hub) for split, name in splits}
             rows = {split: file_rows(file, files.row) for split, file in located.items()}
             return DatasetDict({split: Dataset.from_list(part) for split, part in rows.items()})
 
@@ -200,15 +200,15 @@ def _sample_answers(language: str) -> Record:
     """Held-out questions of the embedded sample; the right answer among those of three other questions."""
 
     def rows(**_: Any) -> DatasetDict:
-        found = list(read(f"{SAMPLE}instruction-{language}").split("validation"))
-        answers = sorted({row["completion"] for row in found})
-        made = []
-        for row in found:
+        questions = list(read(f"{SAMPLE}instruction-{language}").split("validation"))
+        answers = sorted({row["completion"] for row in questions})
+        documents = []
+        for row in questions:
             at = answers.index(row["completion"])
             choices = [answers[(at + step * len(answers) // 4) % len(answers)] for step in range(4)]
             messages = [{"role": "user", "content": row["prompt"]}]
-            made.append({"question": row["prompt"], "messages": messages, "choices": choices})
-        return DatasetDict({"validation": Dataset.from_list(made)})
+            documents.append({"question": row["prompt"], "messages": messages, "choices": choices})
+        return DatasetDict({"validation": Dataset.from_list(documents)})
 
     return {
         "custom_dataset": rows,
@@ -245,12 +245,12 @@ def scorer_rows(
         cache_dir: where the tables of local files are kept.
 
     Returns:
-        The usable rows, and what is to be told: how many were dropped, and why.
+        The usable rows, and notices: how many were dropped, and why.
     """
     known = SCORER_TASKS[task]
     columns = dict(known.columns or {})
     if data_dir and known.file:
-        path = str(_located(task, data_dir, known.file, known.hub))
+        path = str(_locate_file(task, data_dir, known.file, known.hub))
         source, split = read(path, cache_dir=cache_dir, key="eval.data_dir"), "train"
         columns = dict(known.file_columns or columns)
     else:
@@ -258,7 +258,7 @@ def scorer_rows(
         source = read(known.hub, revision=known.revision, folder=known.folder, cache_dir=cache_dir, key="eval.data_dir")
     rows = source.split(split)
     mapping = mapped_columns(known.kind, rows.column_names, columns, source.name)
-    found: list[ScorerRow] = []
+    usable: list[ScorerRow] = []
     dropped: dict[str, int] = {}
     drawn = np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit])
     for number, row in zip(drawn.tolist(), rows.select(drawn), strict=True):
@@ -269,5 +269,5 @@ def scorer_rows(
             continue
         except AiraError as error:
             raise AiraError(f"{source.name}, row {number + 1}: {error}") from error
-        found.append(ScorerRow(number, example, prompt_key(example)))
-    return found, source.notices + [f"{task}: dropped {count} rows: {reason}." for reason, count in dropped.items()]
+        usable.append(ScorerRow(number, example, prompt_key(example)))
+    return usable, source.notices + [f"{task}: dropped {count} rows: {reason}." for reason, count in dropped.items()]

@@ -1,4 +1,4 @@
-"""Which sequences share their beginning: a plan that computes few tokens twice, made from token ids alone."""
+"""Groups of sequences that share a prefix, so that few tokens are computed twice; planned from token ids alone."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -7,15 +7,15 @@ from typing import NamedTuple
 import numpy as np
 
 SHORTEST = 8
-"""Keeping the keys and values of a common beginning of fewer tokens is not worth it."""
+"""Caching the keys and values of a shared prefix of fewer tokens is not worth it."""
 
 Run = tuple[int, int]  # first and last-plus-one index in sorted order
 
 
 class Group(NamedTuple):
-    """Trees with a common beginning that is computed once, and then kept for all of them."""
+    """Trees with a shared prefix, which is computed once and cached for all of them."""
 
-    cached: int  # tokens of that beginning
+    cached: int  # tokens of that prefix
     trees: list[list[int]]  # indices of the sequences that make up each tree
 
 
@@ -37,7 +37,7 @@ def plan(sequences: Sequence[Sequence[int]], contexts: Sequence[int], budget: in
         [min(_common(sequences[a], sequences[b]), *room[k : k + 2]) for k, (a, b) in enumerate(pairwise(order))],
         dtype=np.int64,
     )
-    found = []
+    groups = []
     for cached, runs in _groups(shared, (0, len(order)))[1]:
         trees = []
         for first, last in runs:
@@ -50,8 +50,8 @@ def plan(sequences: Sequence[Sequence[int]], contexts: Sequence[int], budget: in
                     tree, size = [], len(sequences[i])
                 tree.append(i)
             trees.append(tree)
-        found.append(Group(cached, trees))
-    return found
+        groups.append(Group(cached, trees))
+    return groups
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
@@ -74,8 +74,8 @@ def _trees(shared: np.ndarray, run: Run, base: int) -> tuple[int, list[Run]]:
         return 0, [run]
     least, parts = _cut(shared, run)
     solved = [_trees(shared, part, base) for part in parts]
-    saved, whole = sum(tokens for tokens, _ in solved), (least - base) * (run[1] - run[0] - 1)
-    return (whole, [run]) if whole > saved else (saved, [one for _, runs in solved for one in runs])
+    saved, as_one_tree = sum(tokens for tokens, _ in solved), (least - base) * (run[1] - run[0] - 1)
+    return (as_one_tree, [run]) if as_one_tree > saved else (saved, [one for _, runs in solved for one in runs])
 
 
 def _groups(shared: np.ndarray, run: Run) -> tuple[int, list[tuple[int, list[Run]]]]:
@@ -85,8 +85,8 @@ def _groups(shared: np.ndarray, run: Run) -> tuple[int, list[tuple[int, list[Run
     least, parts = _cut(shared, run)
     solved = [_groups(shared, part) for part in parts]
     saved, groups = sum(tokens for tokens, _ in solved), [group for _, found in solved for group in found]
-    whole = least * (run[1] - run[0] - 1)
+    as_one_tree = least * (run[1] - run[0] - 1)
     inside, trees = _trees(shared, run, least) if least >= SHORTEST else (0, [])
-    if inside and whole + inside > saved:
-        return whole + inside, [(least, trees)]
-    return (whole, [(0, [run])]) if whole > saved else (saved, groups)
+    if inside and as_one_tree + inside > saved:
+        return as_one_tree + inside, [(least, trees)]
+    return (as_one_tree, [(0, [run])]) if as_one_tree > saved else (saved, groups)

@@ -1,4 +1,4 @@
-"""Answers of a language model: greedy or sampled, many prompts at once, without a trace in the random state."""
+"""Answers of a language model: greedy or sampled, many prompts at once, without a change of the random state."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby, takewhile
@@ -23,7 +23,7 @@ PADDED = {"temperature", "top_k", "top_p"}
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    """The tokens of a conversation that the model is to go on with; control tokens in a message are plain text.
+    """The tokens of a conversation for the model to continue; control tokens in a message are plain text.
 
     Raises:
         AiraError: the chat template refuses the conversation, or makes nothing of it; or a message is no text.
@@ -138,8 +138,10 @@ def answer(
                     logits_processor=[check_logits(network)],
                     **sampling,
                 )
-                said = [list(takewhile(lambda token: token not in ends, ids)) for ids in output[:, length:].tolist()]
-                texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+                answer_ids = [
+                    list(takewhile(lambda token: token not in ends, ids)) for ids in output[:, length:].tolist()
+                ]
+                texts = tokenizer.batch_decode(answer_ids, skip_special_tokens=True)
                 for k, i in enumerate(chosen):
                     answers[i] = [text.strip() for text in texts[k * n : (k + 1) * n]]
     network.train(training)

@@ -15,7 +15,7 @@ from aira.config.compose import compose_config
 from aira.errors import AiraError
 from aira.evaluating import evaluate
 from aira.evaluation.measure import _main_figure
-from aira.evaluation.results import Line, Score, compare, published, remember, table
+from aira.evaluation.results import Line, Score, compare, published_lines, record_scores, table
 from aira.evaluation.tasks import harness_task
 from aira.models.export import export
 from aira.models.loading import load_model, load_tokenizer
@@ -149,14 +149,14 @@ def test_only_equal_settings_are_ranked(tmp_path):
         run = Run(f"r{i}", tmp_path / f"r{i}", {}, {}, {}, {}, [], None, [])
         run.folder.mkdir()
         for suite in settings if i else settings[:1]:
-            remember(
+            record_scores(
                 run.folder,
                 [Line(run.name, {"t": Score(0.5 + i / 10)}, candidate=True)],
                 SimpleNamespace(**suite),
                 0,
                 chat=True,
             )
-        remember(
+        record_scores(
             run.folder,
             [Line(run.name, {"t": Score(0.5)}, candidate=True)],
             SimpleNamespace(**SUITE),
@@ -265,7 +265,7 @@ def _kept(store):
 
 def test_published_lines():
     """Means are computed; where the published average is another number, both are shown."""
-    lines = published(["Aira-2-355M", "Aira-2-portuguese-124M", "Aira-2-774M"])
+    lines = published_lines(["Aira-2-355M", "Aira-2-portuguese-124M", "Aira-2-774M"])
     tasks = ["arc_challenge", "truthfulqa_mc2", "toxigen", "arc_pt", "truthfulqa_pt_mc2"]
     shown = table(lines, tasks, tasks)
     assert "39.76 (published as 39.68)" in shown and "32.73 (published as 34.73)" in shown

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from aira.evaluation.baselines import cross_fitted, pair_baselines, text_baselines
-from aira.evaluation.statistics import beside, class_figures, interval
+from aira.evaluation.statistics import class_figures, compare_systems, interval
 
 NOUNS = ["house", "river", "garden", "table", "window"]
 
@@ -70,7 +70,7 @@ def test_difference_is_paired():
     baseline = np.repeat([1.0, 0.0], [200, 200])
     model = baseline.copy()
     model[200:212] = 1
-    found = beside({"model": model, "weak": np.zeros(400), "strong": baseline})
+    found = compare_systems({"model": model, "weak": np.zeros(400), "strong": baseline})
     assert found["model"]["low"] < found["strong"]["high"]
     assert found["model"]["difference"] == pytest.approx(0.03)
     assert 0 < found["model"]["lower"] < 0.03 < found["model"]["upper"]
