@@ -35,35 +35,35 @@ class Wandb(WandbLogger, Part):
         self.upload_export = upload_export
 
     def exported(self, run: Finished) -> None:
-        """Tell what the run was made from, what it made, and its final metrics, which its table of runs shows."""
+        """Log the inputs and the export of the run, and its final metrics, which the table of runs shows."""
         self.log_input("model", run.settings.model.path)
         self.log_input("dataset", run.data.path, run.data.key)
         self.log_export(run.folder)
         self.experiment.summary.update(run.metrics)
 
     def evaluated(self, folder: Path, suite: str, models: list[str]) -> None:
-        """Tell which models were evaluated, and the files with what was found."""
+        """Log which models were evaluated, and the files with their results."""
         for path in models:
             self.log_input("model", path)
         self.log_files(f"evaluation-{suite}", "evaluation", folder, sorted(folder.glob("*/results.json")))
 
     @rank_zero_only
     def log_input(self, kind: str, path: str, key: str | None = None) -> None:
-        """Tell that the run used a model or a data set.
+        """Log a model or a data set as an input of the run.
 
         Args:
             kind: `model` or `dataset`.
-            path: an export of Aira's is the artifact that its own run logged; of all else the name alone is told.
+            path: an export of Aira's is the artifact that its own run logged; for all else only the name is logged.
             key: changes when the content does.
         """
         run = run_of_export(path) if kind == "model" else None
         if run:
             artifact = self._export(run)
         else:
-            artifact = wandb.Artifact(_named(without_home(path)), kind)
+            artifact = wandb.Artifact(artifact_name(without_home(path)), kind)
             with artifact.new_file("source.json") as file:
                 json.dump({"path": without_home(path), "key": key}, file)
-        with self._told():
+        with self._warn_on_error():
             if self.experiment.offline:  # where `use_artifact` is refused; this is what it does for a new artifact
                 self.experiment._log_artifact(artifact, is_user_created=True, use_after_commit=True)
             else:
@@ -71,22 +71,22 @@ class Wandb(WandbLogger, Part):
 
     @rank_zero_only
     def log_export(self, run: Path) -> None:
-        """Tell that the run made the export in its folder."""
-        with self._told():
+        """Log the export in the run's folder as its output."""
+        with self._warn_on_error():
             self.experiment.log_artifact(self._export(run))
 
     @rank_zero_only
     def log_files(self, name: str, kind: str, folder: Path, files: Iterable[Path]) -> None:
-        """Tell that the run made files in its folder."""
-        artifact = wandb.Artifact(_named(name), kind)
+        """Log files in the run's folder as its output."""
+        artifact = wandb.Artifact(artifact_name(name), kind)
         for file in files:
             artifact.add_file(str(file), name=str(file.relative_to(folder)), policy="immutable")
-        with self._told():
+        with self._warn_on_error():
             self.experiment.log_artifact(artifact)
 
     def _export(self, run: Path) -> wandb.Artifact:
-        """The same artifact for the same export, by whichever run it is told; its card may still change."""
-        artifact = wandb.Artifact(_named(f"{run.parent.name}-{run.name}"), "model")
+        """The same artifact for the same export, whichever run logs it; its card may still change."""
+        artifact = wandb.Artifact(artifact_name(f"{run.parent.name}-{run.name}"), "model")
         for file in sorted((run / "export").iterdir()):
             if file.suffix == ".safetensors" and not self.upload_export:
                 with artifact.new_file(f"{file.name}.sha256") as sums:
@@ -96,14 +96,14 @@ class Wandb(WandbLogger, Part):
         return artifact
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _warn_on_error(self) -> Iterator[None]:
         try:
             yield
         except wandb.errors.Error as error:
             warnings.warn(f"Weights & Biases did not take an artifact, and the run goes on: {error}", stacklevel=3)
 
 
-def _named(text: str) -> str:
+def artifact_name(text: str) -> str:
     """A name that Weights & Biases takes for an artifact: of ASCII's letters and digits, and not too long."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-")[-100:] or "unnamed"
 

@@ -6,7 +6,7 @@ import pytest
 import wandb
 
 from aira.config.compose import compose_config
-from aira.tracking.wandb import _named
+from aira.tracking.wandb import artifact_name
 from aira.training import train
 from tests.end_to_end.command import SMALL
 from tests.wandb_records import records
@@ -32,5 +32,5 @@ def test_a_short_run_has_all_that_the_docs_promise(tmp_path):
 )
 def test_any_name_is_one_of_an_artifact(name):
     """Catches a run that ends by the name of its folder or data after its last step, before its metrics are written."""
-    artifact = wandb.Artifact(_named(name), "model")
+    artifact = wandb.Artifact(artifact_name(name), "model")
     assert artifact.name
