@@ -83,14 +83,14 @@ def page(runs: list[Run], title: str) -> str:
         sections.append(_sweep(trials, metric))
     sections += [
         _curves(ranked[:LINES]),
-        _evaluated(ranked),
-        _scored(ranked),
+        _evaluation_part(ranked),
+        _score_part(ranked),
         _samples(ranked),
         _cost(ranked),
         _how(ranked),
     ]
     finished = sum(run.finished for run in runs)
-    subtitle = f"{len(runs)} runs, {finished} of them finished" if len(runs) > 1 else _told(runs[0])
+    subtitle = f"{len(runs)} runs, {finished} of them finished" if len(runs) > 1 else _subtitle(runs[0])
     template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     shown = [part for part in sections if part.table or part.plots or part.parts or part.wide]
@@ -108,10 +108,10 @@ def _name_apart(runs: list[Run]) -> None:
                 row["name"] = run.name if row["candidate"] else row["name"]
 
 
-def _told(run: Run) -> str:
+def _subtitle(run: Run) -> str:
     model, method, data, language = (run.values[group] for group in ("model", "method", "data", "language"))
-    said = f"{method['name']} of {model['name']} on {data['path']}, {language['code']}"
-    return said if run.finished else f"{said}; not finished"
+    text = f"{method['name']} of {model['name']} on {data['path']}, {language['code']}"
+    return text if run.finished else f"{text}; not finished"
 
 
 def compared_by(run: Run) -> tuple[str, str]:
@@ -122,14 +122,14 @@ def compared_by(run: Run) -> tuple[str, str]:
 
 def _kinds(runs: list[Run]) -> list[list[Run]]:
     """Runs of one method, measured on the same rows, together; of each such kind the best first."""
-    found: list[list[Run]] = []
+    kinds: list[list[Run]] = []
     for run in runs:
-        same = [kind for kind in found if not blurred_by(compared_by(run)[0], [kind[0].settings, run.settings])]
+        same = [kind for kind in kinds if not blurred_by(compared_by(run)[0], [kind[0].settings, run.settings])]
         if same:
             same[0].append(run)
         else:
-            found.append([run])
-    return [sorted(kind, key=_rank) for kind in found]
+            kinds.append([run])
+    return [sorted(kind, key=_rank) for kind in kinds]
 
 
 def _rank(run: Run) -> float:
@@ -150,9 +150,9 @@ def _numbers(kinds: list[list[Run]], names: Sequence[str], lower_is_better: set[
         new = [[Cell(run.name, "text")] for run in runs]
         for name in names:
             column = [run.metrics.get(name) for run in runs]
-            there = [value for value in column if value is not None and not math.isnan(value)]
+            present = [value for value in column if value is not None and not math.isnan(value)]
             ranked = not UNRANKED.search(name) and not blurred_by(name, [run.settings for run in runs])
-            best = (min if name in lower_is_better else max)(there) if ranked and len(set(there)) > 1 else None
+            best = (min if name in lower_is_better else max)(present) if ranked and len(set(present)) > 1 else None
             for row, value in zip(new, column):
                 row.append(Cell("" if value is None else number(value), "number", value is not None and value == best))
         rows += new
@@ -179,20 +179,20 @@ def _summary(kinds: list[list[Run]]) -> Part:
 
 def _order(kinds: list[list[Run]], names: list[str]) -> str:
     """What runs are ordered by, and which figures are not compared since settings change what they mean."""
-    told = []
+    sentences = []
     if any(len(kind) > 1 for kind in kinds):
-        told.append(
+        sentences.append(
             f"Ordered by {' or '.join(dict.fromkeys(compared_by(kind[0])[0] for kind in kinds))}, the best first."
         )
     if len(kinds) > 1:
         firsts = [kind[0] for kind in kinds]
         keys = blurred_by(compared_by(firsts[0])[0], [run.settings for run in firsts])
-        told.append(f"Runs with another {' or '.join(keys) or 'method'} are not compared with each other.")
+        sentences.append(f"Runs with another {' or '.join(keys) or 'method'} are not compared with each other.")
     for name in names:
         keys = [key for kind in kinds for key in blurred_by(name, [run.settings for run in kind])]
         if keys:
-            told.append(f"{name} is not compared: {' and '.join(dict.fromkeys(keys))} changes what it means.")
-    return " ".join(told)
+            sentences.append(f"{name} is not compared: {' and '.join(dict.fromkeys(keys))} changes what it means.")
+    return " ".join(sentences)
 
 
 def _short(value: Any) -> str:
@@ -210,32 +210,34 @@ def _sweep(trials: list[Run], metric: str) -> Part:
     keys = list(dict.fromkeys(text.split("=")[0].lstrip("+") for run in trials for text in run.trial or ()))
     columns = {}
     for key in keys:
-        found = [_value(run.values, key) for run in trials]
-        if len({str(value) for value in found}) > 1:
-            columns[key] = found
+        column = [_value(run.values, key) for run in trials]
+        if len({str(value) for value in column}) > 1:
+            columns[key] = column
     command = f"aira train {shlex.join(trials[0].trial or [])}"
     values = [run.metrics[metric] for run in trials]
     equal = sum(value == values[0] for value in values) - 1
-    told = f"The best trial, {trials[0].name}{f' (as {equal} others)' * (equal > 0)}, again:"
+    text = f"The best trial, {trials[0].name}{f' (as {equal} others)' * (equal > 0)}, again:"
     wide = plots.parallel(columns, metric, values, 0) if columns else ""
-    return Part("Sweep", "sweep", told, command, wide=wide)
+    return Part("Sweep", "sweep", text, command, wide=wide)
 
 
 def _value(values: dict[str, Any], key: str) -> Any:
     """What a key of the configuration is; of a group, its name."""
-    found: Any = values
+    value: Any = values
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found.get("name", found.get("code")) if isinstance(found, dict) else found
+        value = value.get(part) if isinstance(value, dict) else None
+    return value.get("name", value.get("code")) if isinstance(value, dict) else value
 
 
 def _curves(runs: list[Run]) -> Part:
     drawn = []
     for name, title in CURVES:
-        for side, told in (("train", "training"), ("val", "held out")):
+        for side, side_name in (("train", "training"), ("val", "held out")):
             series = {run.name: run.curves[f"{side}/{name}"] for run in runs if f"{side}/{name}" in run.curves}
             if series:
-                drawn.append(plots.curves(f"{title}, {told}" if name not in ("lr", "grad_norm") else title, series))
+                drawn.append(
+                    plots.curves(f"{title}, {side_name}" if name not in ("lr", "grad_norm") else title, series)
+                )
     text = f"The {LINES} best runs." if len(runs) == LINES else ""
     return Part("Curves", "curves", text, plots=drawn)
 
@@ -245,14 +247,14 @@ def evaluations(runs: list[Run]) -> tuple[list[str], list[list[str]], list[list[
     tasks = list(dict.fromkeys(row["task"] for run in runs for row in run.evaluations))
     names = dict.fromkeys(run.name for run in runs if run.evaluations)
     names |= dict.fromkeys(row["name"] for run in runs for row in run.evaluations)
-    found = {(row["name"], row["task"]): row for run in runs for row in run.evaluations}
+    by_name = {(row["name"], row["task"]): row for run in runs for row in run.evaluations}
     best: dict[str, float] = {}  # the figure of each task, where several runs have one
     for task in tasks:
-        values = [_signed(row) for row in found.values() if row["task"] == task and row["candidate"]]
+        values = [_signed(row) for row in by_name.values() if row["task"] == task and row["candidate"]]
         best |= {task: max(values)} if len(values) > 1 else {}
     cells, marks = [], []
     for name in names:
-        rows = [found.get((name, task)) for task in tasks]
+        rows = [by_name.get((name, task)) for task in tasks]
         cells.append([name, *("" if row is None else row["shown"] for row in rows)])
         marks.append([bool(row and row["candidate"] and best.get(row["task"]) == _signed(row)) for row in rows])
     return tasks, cells, marks
@@ -263,7 +265,7 @@ def _signed(row: dict[str, Any]) -> float:
     return float(-row["value"] if row.get("lower") else row["value"])
 
 
-def _evaluated(runs: list[Run]) -> Part:
+def _evaluation_part(runs: list[Run]) -> Part:
     tasks, rows, marks = evaluations(runs)
     text = "Accuracies in percent, with a 95 % interval in brackets or a standard error. Simple rules stand last."
     cells = [
@@ -273,7 +275,7 @@ def _evaluated(runs: list[Run]) -> Part:
     return Part("Evaluation", "evaluation", text, table=Table(["", *tasks], cells) if tasks else None)
 
 
-def _scored(runs: list[Run]) -> Part:
+def _score_part(runs: list[Run]) -> Part:
     """What a scorer makes of held-out texts."""
     parts = []
     for run in runs:
@@ -307,7 +309,7 @@ def confusion(flagged: np.ndarray, toxic: np.ndarray) -> Table:
         flagged, toxic: [texts] booleans.
     """
     rows = [
-        [Cell(name, "text"), *(Cell(str(int(np.sum(kind & said))), "number", same) for said, same in cells)]
+        [Cell(name, "text"), *(Cell(str(int(np.sum(kind & predicted))), "number", same) for predicted, same in cells)]
         for name, kind, cells in (
             ("harmless", ~toxic, ((~flagged, True), (flagged, False))),
             ("toxic", toxic, ((~flagged, False), (flagged, True))),
@@ -334,13 +336,15 @@ COSTS = ("seconds", "emissions/energy_kwh", "emissions/co2_kg", "perf/tokens_per
 def _cost(runs: list[Run]) -> Part:
     names = [name for name in COSTS if any(name in run.metrics for run in runs)]
     lower = set(names) - {"perf/tokens_per_second"}
-    there = [run for run in runs if run.finished]
+    finished = [run for run in runs if run.finished]
     energy = {
-        run.name: 1000 * run.metrics["emissions/energy_kwh"] for run in there if "emissions/energy_kwh" in run.metrics
+        run.name: 1000 * run.metrics["emissions/energy_kwh"]
+        for run in finished
+        if "emissions/energy_kwh" in run.metrics
     }
     drawn = [plots.bars("Energy, Wh (by CodeCarbon)", energy, "Wh")] if energy else []
     return Part(
-        "Cost", "cost", table=Table(["run", *names], _numbers([there], names, lower)) if names else None, plots=drawn
+        "Cost", "cost", table=Table(["run", *names], _numbers([finished], names, lower)) if names else None, plots=drawn
     )
 
 

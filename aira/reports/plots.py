@@ -104,9 +104,9 @@ def calibration(margins: np.ndarray) -> str:
     with plt.rc_context(STYLE):
         figure, axes = _figure("Calibration on held-out pairs", "probability of the model's choice", "how often right")
         axes.plot([0.5, 1], [0.5, 1], color=GRID)
-        said, right = ([np.mean(of[bins == i]) for i in used] for of in (sure, margins > 0))
-        axes.plot(said, right, marker="o", color=SERIES[0])
-        for i, x, y in zip(used, said, right):
+        probability, right = ([np.mean(of[bins == i]) for i in used] for of in (sure, margins > 0))
+        axes.plot(probability, right, marker="o", color=SERIES[0])
+        for i, x, y in zip(used, probability, right):
             axes.annotate(str(np.sum(bins == i)), (x, y), textcoords="offset points", xytext=(4, 6), fontsize=8)
         axes.set(xlim=(0.48, 1.02), ylim=(-0.03, 1.08))
         return _svg(figure)
@@ -135,8 +135,8 @@ def histogram(title: str, groups: Mapping[str, np.ndarray], x: str, threshold: f
     edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins=24)
     with plt.rc_context(STYLE):
         figure, axes = _figure(title, x, "texts")
-        for (name, found), colour in zip(groups.items(), SERIES):
-            axes.hist(found, bins=edges, alpha=0.6, label=name, color=colour)
+        for (name, scores), colour in zip(groups.items(), SERIES):
+            axes.hist(scores, bins=edges, alpha=0.6, label=name, color=colour)
         if threshold is not None:
             axes.axvline(threshold, color=INK, linewidth=1, linestyle="--", label="threshold")
         axes.legend()

@@ -1,7 +1,7 @@
 """What finished and unfinished runs left behind, read back from their folders.
 
-A folder may be a stranger's: what stands in it is data. Nothing is resolved or followed out of it, and a file or a line
-that a run would not have written is passed over.
+A folder may be untrusted: its content is data. Nothing is resolved or followed out of it, and a file or a line that a
+run would not have written is skipped.
 """
 
 import json
@@ -57,12 +57,12 @@ def find_runs(path: Path) -> list[Run]:
     """
     if not path.is_dir():
         raise AiraError(f"runs={path}: there is no such folder.{near(path)}")
-    found = {file.parent.parent for file in path.rglob(".hydra/config.yaml") if ".old" not in file.parts}
+    folders = {file.parent.parent for file in path.rglob(".hydra/config.yaml") if ".old" not in file.parts}
     runs = []
-    for folder in sorted(found):
+    for folder in sorted(folders):
         try:
-            wrote = any((folder / name).exists() for name in ("metrics.json", "logs", "checkpoints"))
-            if wrote and "method" in (values := read_config(folder)):  # an evaluation has none
+            has_results = any((folder / name).exists() for name in ("metrics.json", "logs", "checkpoints"))
+            if has_results and "method" in (values := read_config(folder)):  # an evaluation has none
                 runs.append(_run(folder, values))
         except AiraError as error:
             print(f"Notice: {folder} is passed over: {error}", file=sys.stderr)
@@ -132,19 +132,19 @@ def _shown(value: float) -> bool:
     return abs(value) < LARGEST
 
 
-def _numbers(found: dict[str, Any]) -> dict[str, float]:
+def _numbers(entries: dict[str, Any]) -> dict[str, float]:
     """The entries that are numbers of a size that can be shown."""
-    return {key: value for key, value in found.items() if type(value) in (int, float) and _shown(value)}
+    return {key: value for key, value in entries.items() if type(value) in (int, float) and _shown(value)}
 
 
-def _texts(found: list[Any] | None) -> list[str] | None:
-    return None if found is None else [text for text in found if isinstance(text, str)]
+def _texts(values: list[Any] | None) -> list[str] | None:
+    return None if values is None else [text for text in values if isinstance(text, str)]
 
 
 def _lines(file: Path, types: dict[str, type], key: tuple[str, ...]) -> list[dict[str, Any]]:
     """Rows of a file; of those that were written twice, the later ones.
 
-    A line is passed over that a full disk or a kill cut off, or whose entries are not of these types.
+    A line that a full disk or a kill cut off, or whose entries are not of these types, is skipped.
     """
     rows = {}
     for line in (read_text(file, file.parent) or "").split("\n"):
@@ -166,28 +166,28 @@ def _version(file: Path) -> int:
 
 
 def _curves(logs: Iterable[Path], folder: Path) -> dict[str, Curve]:
-    """Every logged metric over steps; where a run was gone on with, later logs take the place of earlier ones."""
-    found: dict[str, dict[int, float]] = {}
+    """Every logged metric over steps; if a run was resumed, later logs replace earlier ones."""
+    metrics: dict[str, dict[int, float]] = {}
     for log in logs:
         for row in rows_of_log(read_text(log, folder) or ""):
             for name, value in row.items():
                 try:
                     if "/" in (name or "") and value and _shown(float(value)) and _shown(step := int(row["step"])):
-                        found.setdefault(name, {})[step] = float(value)
+                        metrics.setdefault(name, {})[step] = float(value)
                 except (ValueError, KeyError, TypeError):  # a line of another kind
                     continue
-    return {name: tuple(map(list, zip(*sorted(points.items())))) for name, points in found.items()}  # type: ignore[misc]
+    return {name: tuple(map(list, zip(*sorted(points.items())))) for name, points in metrics.items()}  # type: ignore[misc]
 
 
 def _scores(file: Path) -> np.ndarray:
     header, *lines = (read_text(file, file.parent) or ",,,").splitlines()
     try:
-        found = np.empty((0, header.count(",") + 1))
+        scores = np.empty((0, header.count(",") + 1))
         if lines:
-            found = np.loadtxt(lines, delimiter=",", ndmin=2, comments=None)
-        if found.shape[1] != 4 or not (np.abs(found) < LARGEST).all():
+            scores = np.loadtxt(lines, delimiter=",", ndmin=2, comments=None)
+        if scores.shape[1] != 4 or not (np.abs(scores) < LARGEST).all():
             raise ValueError("it holds no four numbers a line")
-        return found
+        return scores
     except ValueError as error:
         passed_over(file, error)
         return np.empty((0, 4))

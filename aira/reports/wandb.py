@@ -57,12 +57,12 @@ def report(runs: list[Run], title: str, project: str, entity: str | None, file: 
     ]
     blocks: list[Any] = [library.H1("Summary"), library.MarkdownBlock(_table(["run", "metric", "value"], figures))]
     blocks += [library.H1("Curves"), library.PanelGrid(runsets=[runset], panels=panels)]
-    tasks, found, _ = evaluations(runs)
+    tasks, cells, _ = evaluations(runs)
     if tasks:
-        blocks += [library.H1("Evaluation"), library.MarkdownBlock(_table(["", *tasks], found))]
+        blocks += [library.H1("Evaluation"), library.MarkdownBlock(_table(["", *tasks], cells))]
     if answers:
         blocks += [library.H1("Answers"), library.MarkdownBlock(_table(["run", "step", "question", "answer"], answers))]
-    made = library.Report(
+    document = library.Report(
         project=project,
         entity=entity,
         title=title.encode(errors="replace").decode()[:128],
@@ -70,9 +70,9 @@ def report(runs: list[Run], title: str, project: str, entity: str | None, file: 
         blocks=blocks,
     )
     if logged_in:
-        made.save()
-        return str(made.url)
-    write_whole(file, made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2))
+        document.save()
+        return str(document.url)
+    write_whole(file, document._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2))
     return str(file)
 
 
