@@ -80,8 +80,8 @@ class Demo:
         if language not in self._explorers:
             data = settings.data
             self._explorers[language] = Explorer(data.path, data.split, data.columns)
-        found = self._explorers[language].search(text, over)
-        return [[f"{cosine:.2f}", prompt[:SHOWN], completion[:SHOWN]] for cosine, prompt, completion in found]
+        rows = self._explorers[language].search(text, over)
+        return [[f"{cosine:.2f}", prompt[:SHOWN], completion[:SHOWN]] for cosine, prompt, completion in rows]
 
 
 def table(candidates: list[Candidate], language: str) -> list[list[str]]:

@@ -22,15 +22,15 @@ def names_of(host: str, more: list[str] | None) -> set[str]:
         host: the address that it listens at; one that stands for all has this machine's names and addresses.
         more: names beside these, such as that of a proxy.
     """
-    found = LOCAL | {host, *(more or [])}
+    names = LOCAL | {host, *(more or [])}
     if host in ("0.0.0.0", "::", ""):
         machine = socket.gethostname()
-        found |= {machine, socket.getfqdn()}
+        names |= {machine, socket.getfqdn()}
         try:
-            found |= {str(address[4][0]).partition("%")[0] for address in socket.getaddrinfo(machine, None)}
+            names |= {str(address[4][0]).partition("%")[0] for address in socket.getaddrinfo(machine, None)}
         except OSError:
             print(f"The addresses of {machine} are not known; demo.hosts=[<name>] names those that browsers may use.")
-    return {name.lower() for name in found}
+    return {name.lower() for name in names}
 
 
 class Gate:
@@ -53,13 +53,13 @@ class Gate:
             await self.app(scope, receive, send)
             return
         headers, read = Headers(scope=scope), 0
-        refused = self._refused(headers)
+        refused = self._refusal(headers)
         if refused:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
             else:
-                status, told = refused
-                await PlainTextResponse(told, status)(scope, receive, send)
+                status, message = refused
+                await PlainTextResponse(message, status)(scope, receive, send)
             return
 
         async def limited() -> Any:
@@ -75,7 +75,7 @@ class Gate:
                 raise
             await PlainTextResponse("The request is too long.", 413)(scope, receive, send)
 
-    def _refused(self, headers: Headers) -> tuple[int, str] | None:
+    def _refusal(self, headers: Headers) -> tuple[int, str] | None:
         host, origin, length = headers.get("host", ""), headers.get("origin"), headers.get("content-length", "0")
         if _split(f"//{host}")[0] not in self.names:
             return 400, "This server is not called so. demo.hosts=[<name>] lets browsers use another name."

@@ -12,11 +12,11 @@ PURPOSES = {"chat_model": "chat", "reward_model": "reward", "toxicity_model": "t
 
 
 def load(settings: Answering) -> Any:
-    """The chat of a configuration; which models `last` stands for is told on stderr."""
-    named = {key: getattr(settings, key) for key in PURPOSES}
+    """The chat of a configuration; the models that `last` stands for are printed on stderr."""
+    paths_by_key = {key: getattr(settings, key) for key in PURPOSES}
     if settings.chat_model == "none":
         raise AiraError("chat_model=none: somebody must answer. Name a folder, a hub id, or last.")
-    for key, path in named.items():
+    for key, path in paths_by_key.items():
         if path not in ("last", "none"):
             check_exists(key, path)
     from aira.chat.pipeline import Chat as Talk  # torch is imported only once the configuration is known to be right
@@ -25,13 +25,13 @@ def load(settings: Answering) -> Any:
     language = settings.language.code
     paths = {
         key: _last(PURPOSES[key], language, settings.output_dir) if path == "last" else path
-        for key, path in named.items()
+        for key, path in paths_by_key.items()
         if path != "none"
     }
     for key in PURPOSES:
         print(f"{key}: {paths.get(key) or 'none'}", file=sys.stderr)
     guard = settings.guard
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         chat = Talk(
             str(paths["chat_model"]),
             paths.get("reward_model"),
@@ -51,7 +51,7 @@ def load(settings: Answering) -> Any:
             language=language,
             device=device_of(settings.device),
         )
-    for warning in told:
+    for warning in caught:
         if warning.category is UserWarning:
             print(f"Notice: {warning.message}", file=sys.stderr)
     return chat

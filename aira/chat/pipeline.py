@@ -35,7 +35,7 @@ DEFAULT_MESSAGES = {
     "en": "I am sorry, I have no good answer to that. Could you ask in another way?",
     "pt": "Desculpe, não tenho uma boa resposta para isso. Você poderia perguntar de outra forma?",
 }
-"""What is said where no candidate is left, by language."""
+"""The answer if no candidate is left, by language."""
 
 
 @dataclass
@@ -58,8 +58,8 @@ class Reply:
 
     def stream(self) -> Iterator[str]:
         """The answer as it grows, word by word; it is known as a whole before, since it was chosen among several."""
-        for found in re.finditer(r"\S+", self.text):
-            yield self.text[: found.end()]
+        for match in re.finditer(r"\S+", self.text):
+            yield self.text[: match.end()]
 
 
 class Chat:
@@ -171,8 +171,8 @@ class Chat:
     def key(self) -> str:
         """A short hash of all that answers depend on beside the messages and the seed: models, sampling and guard."""
         settings = [self.n, self.sampling, self.max_new_tokens, self.guard_reads, self.sign, self.threshold]
-        told = json.dumps([self.made_of(), settings, self.default_message], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        settings_json = json.dumps([self.made_of(), settings, self.default_message], sort_keys=True)
+        return hashlib.sha256(settings_json.encode()).hexdigest()[:16]
 
     @staticmethod
     def _check_purposes(model: str, reward: str | None, toxicity: str | None, high_score: str | None) -> None:
@@ -241,15 +241,17 @@ class Chat:
         texts = answer(
             self.model, self.tokenizer, conversations, self.max_new_tokens, n=self.n, seed=seed, **self.sampling
         )
-        found = [[Candidate(text) for text in several] for several in texts]
-        self.score(conversations, found)
-        return found
+        sampled = [[Candidate(text) for text in several] for several in texts]
+        self.score(conversations, sampled)
+        return sampled
 
     def score(self, conversations: Sequence[list[Message]], candidates: Sequence[list[Candidate]]) -> None:
         """Give candidates the scores of the reward and the toxicity model, where there is one, in place."""
         if self.reward:
             texts = [list(dict.fromkeys(one.text for one in several)) for several in candidates]
-            for several, scores in zip(candidates, _scored(self.reward, list(zip(conversations, texts, strict=True)))):
+            for several, scores in zip(
+                candidates, _score_texts(self.reward, list(zip(conversations, texts, strict=True)))
+            ):
                 for one in several:
                     one.reward = scores[one.text]
         if self.guard:
@@ -260,13 +262,15 @@ class Chat:
                 ]
                 for conversation, several in zip(conversations, candidates, strict=True)
             ]
-            (scores,) = _scored(self.guard, [([], list(dict.fromkeys(text for several in read for text in several)))])
+            (scores,) = _score_texts(
+                self.guard, [([], list(dict.fromkeys(text for several in read for text in several)))]
+            )
             for several, kept in zip(candidates, read, strict=True):
                 for one, text in zip(several, kept, strict=True):
                     one.harmless = _sigmoid(self.sign * scores[text])
 
     def choose(self, candidates: list[Candidate], guard: bool = True) -> Candidate | None:
-        """Say of each candidate what becomes of it; the answer is what is returned, None where no candidate is left."""
+        """Set the fate of each candidate, and return the chosen one; None if no candidate is left."""
         limit = _sigmoid(self.threshold)
         for one in candidates:
             flagged = guard and one.harmless is not None and one.harmless < limit
@@ -279,7 +283,7 @@ class Chat:
 
 
 def language_of(path: str) -> str | None:
-    """The language that a local model's card names; None where it names none, or cannot be read, which is told."""
+    """The language that a local model's card names; None if it names none, or cannot be read (with a notice)."""
     folder = Path(locate(path)).expanduser()
     for card in (folder / "README.md", folder / "export" / "README.md"):
         if card.is_file():
@@ -298,9 +302,9 @@ def purpose_of(export: Path) -> str:
     return {None: "chat", "harmless": "toxicity"}.get(score_label(config), "reward")
 
 
-def _check(**given: Any) -> None:
+def _check(**values: Any) -> None:
     """Each value is one that its key in conf/chat.yaml may have."""
-    for key, value in given.items():
+    for key, value in values.items():
         check_value(Answering, key, value, {})
 
 
@@ -308,7 +312,7 @@ def _sigmoid(score: float) -> float:
     return 1 / (1 + math.exp(-score)) if score > -700 else 0.0
 
 
-def _scored(scorer: ScoringModel, asked: Sequence[tuple[list[Message], list[str]]]) -> list[dict[str, float]]:
+def _score_texts(scorer: ScoringModel, asked: Sequence[tuple[list[Message], list[str]]]) -> list[dict[str, float]]:
     """The score of each text to each conversation, whose texts are one tree; without a conversation, of texts alone.
 
     Where a scorer has no room for a conversation, it reads its last message alone.
