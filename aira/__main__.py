@@ -16,11 +16,11 @@ COMMANDS = {
     "push": "an export to the hub: aira push run=outputs/<date>/<run> repo=<user>/<name>",
     "rejection_sampling": "of preferences from a model's own answers: aira rejection_sampling output=<folder>",
 }
-"""Each is a module of `aira.commands` of the same name."""
+"""Each command is the module of `aira.commands` with its name."""
 
 
 def main() -> None:
-    """Run a command as `python -m aira.commands.<command>` does, which is how its own processes are started, too."""
+    """Run a command as `python -m aira.commands.<command>` does, which is also how its own processes are started."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print("aira <command> [key=value …]; aira <command> --help has its keys\n")

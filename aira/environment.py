@@ -1,4 +1,4 @@
-"""What a run ran on: recorded with it, compared when it is gone on with."""
+"""The environment of a run: recorded with the run, and compared when it is resumed."""
 
 import functools
 import os
@@ -17,19 +17,19 @@ PACKAGES = ("torch", "transformers", "tokenizers", "pytorch-lightning", "dataset
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of Aira, and of those of the packages that are installed."""
-    found = {"aira": __version__}
+    """Versions of Aira and of those `packages` that are installed."""
+    installed = {"aira": __version__}
     for package in packages:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @functools.cache
 def environment() -> dict[str, Any]:
-    """Versions, processor, threads and the git commit of the code; nothing that names a user or a folder."""
+    """Versions, device, threads and the git commit of the code; nothing that names a user or a folder."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "python": sys.version.split()[0],
@@ -42,7 +42,7 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this code stands in, with `+` where files were changed."""
+    """The commit of the checkout that this code is in, followed by `+` if files were changed."""
     folder = Path(__file__).parent.parent
     if not (folder / ".git").exists():
         return None
@@ -54,12 +54,12 @@ def _commit() -> str | None:
     return (commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")) or None
 
 
-def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two environments and can change a result bit for bit."""
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The differences between two environments that can change a result bit for bit."""
     keys = ("python", "device", "threads")
-    said = [f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys if then.get(key) != now.get(key)]
-    for package, number in now["versions"].items():
-        before = then.get("versions", {}).get(package)
-        if before != number:
-            said.append(f"{package} was {before}, is {number}")
-    return said
+    changes = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
+    for package, new in now["versions"].items():
+        old = before.get("versions", {}).get(package)
+        if old != new:
+            changes.append(f"{package} was {old}, is {new}")
+    return changes

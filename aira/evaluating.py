@@ -1,4 +1,4 @@
-"""An evaluation from its configuration to its tables: the whole story on one page."""
+"""An evaluation from its configuration to its tables."""
 
 import logging
 import re
@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
 from aira.callbacks.emissions import energy, start_tracker
-from aira.config.compose import validated
-from aira.config.record import recorded, write_config
+from aira.config.compose import typed_settings
+from aira.config.record import to_dict_without_env, write_config
 from aira.config.schema import Evaluate, Suite
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
@@ -27,17 +27,17 @@ from aira.evaluation.results import (
     table,
 )
 from aira.evaluation.tasks import SCORER_TASKS, check
-from aira.files import as_json, exports, matched, run_of_export, shown, without_home, write_whole
+from aira.files import as_json, display_path, exports, matching_paths, run_of_export, without_home, write_atomically
 from aira.models.export import model_card
 from aira.models.families import context_length, score_label
 from aira.models.loading import load_config
-from aira.parts import Begun, Part, begin, log_table
+from aira.parts import Part, RunStart, build_parts, log_table
 from aira.reports.page import page
 from aira.reports.runs import read_run
 
 
 def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
-    """Measure models, and tell what came out beside baselines and published figures.
+    """Evaluate models, and print their scores next to baselines and published figures.
 
     Args:
         cfg: composed from conf/evaluate.yaml.
@@ -47,80 +47,87 @@ def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
         For each model its figures by task.
 
     Raises:
-        AiraError: something that the user can mend; what was scored until then is kept.
+        AiraError: something that the user can fix; what was scored until then is kept.
     """
-    settings, written, by_hydra = validated(cfg, Evaluate), recorded(cfg), run is None
+    settings, config, by_hydra = typed_settings(cfg, Evaluate), to_dict_without_env(cfg), run is None
     run = (run or Path(HydraConfig.get().runtime.output_dir)).resolve()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if settings.compare:
-        compared = {"compare": _compared(settings, run)}
+        comparison = {"compare": _compare(settings, run)}
         if by_hydra:
-            write_config(run, written)
-        return compared
-    suite, chosen = settings.eval, settings.model
-    where: dict[str, Any] = {"revision": chosen.revision, "trust_remote_code": chosen.trust_remote_code}
+            write_config(run, config)
+        return comparison
+    suite, hub = settings.eval, settings.model
+    options: dict[str, Any] = {"revision": hub.revision, "trust_remote_code": hub.trust_remote_code}
     references = published_lines(suite.published)
     work = []
-    for name, path in _models(settings).items():  # every mistake is found before the first model is evaluated
-        config, _ = load_config(path, vocab_size=0, architecture=None, head="score", **where)
-        if (suite.max_length or 0) > context_length(config):
+    for name, path in _models(settings).items():  # all are checked before the first one is evaluated
+        model_config, _ = load_config(path, vocab_size=0, architecture=None, head="score", **options)
+        if (suite.max_length or 0) > context_length(model_config):
             raise AiraError(
-                f"eval.max_length={suite.max_length}: the context of {path} is {context_length(config)} tokens. Set "
-                "it to that, or less."
+                f"eval.max_length={suite.max_length}: the context of {path} is {context_length(model_config)} tokens. "
+                "Set it to that, or less."
             )
-        purpose = _purpose(path, config, suite)
+        purpose = _purpose(path, model_config, suite)
         tasks = suite.tasks or [_sample_task(purpose, settings.language.code)]
         check(tasks, purpose, suite.data_dir)
         work.append((name, path, purpose, tasks))
 
     lines: list[Line] = []
     if by_hydra:
-        write_config(run, written)
+        write_config(run, config)
     for name, path, purpose, tasks in work:
         started, tracker = time.time(), start_tracker(settings.country)
         folder = run / name
         (folder / "rows").mkdir(parents=True, exist_ok=True)
         try:
             measure = chat if purpose == "chat" else scorer
-            found, results = measure(name, path, tasks, settings, where, folder / "rows")
+            model_lines, results = measure(name, path, tasks, settings, options, folder / "rows")
         finally:
             emissions = energy(tracker, stop=True)
         results["aira"] = {
             "model": path,
             "purpose": purpose,
-            "config": written,
+            "config": config,
             "environment": environment(),
             "seconds": time.time() - started,
             **emissions,
         }
         text = without_home(as_json(results, indent=2, default=str))
-        write_whole(folder / "results.json", f"{text}\n")
-        lines += found
-        _remembered(path, found, settings, chat=purpose == "chat")
-    return _told(lines + references, work, settings, written, run)
+        write_atomically(folder / "results.json", f"{text}\n")
+        lines += model_lines
+        _update_run(path, model_lines, settings, chat=purpose == "chat")
+    return _report(lines + references, work, settings, config, run)
 
 
-def _remembered(path: str, lines: list[Line], settings: Evaluate, chat: bool) -> None:
-    """Let the run whose export was evaluated know: its evaluations.jsonl, its page and its card."""
+def _update_run(path: str, lines: list[Line], settings: Evaluate, chat: bool) -> None:
+    """Add the figures to the run whose export was evaluated: to its evaluations.jsonl, its page and its card."""
     run = run_of_export(path)
     if run is None:
         return
     try:
-        read_run(run)  # one that is no run of Aira's is left as it is
+        read_run(run)  # fails for a folder that is no run of Aira's, which is left unchanged
         record_scores(run, lines, settings.eval, settings.seed, chat)
-        made = read_run(run)
-        write_whole(run / "report.html", page([made], made.name))
-        card = model_card(made.values, made.metrics, made.environment, made.evaluations)
-        write_whole(run / "export" / "README.md", card)
-    except (OSError, AiraError, LookupError, TypeError, ValueError, AttributeError) as error:  # it may be a stranger's
+        evaluated = read_run(run)
+        write_atomically(run / "report.html", page([evaluated], evaluated.name))
+        card = model_card(evaluated.values, evaluated.metrics, evaluated.environment, evaluated.evaluations)
+        write_atomically(run / "export" / "README.md", card)
+    except (
+        OSError,
+        AiraError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:  # it may not be one of Aira's
         print(f"Notice: the page and the card of {run} do not have these figures: {reason_of(error)}")
 
 
 def _models(settings: Evaluate) -> dict[str, str]:
-    """What is evaluated: paths by name."""
-    found: dict[str, str] = {}
-    for given in settings.models or [settings.model.path]:
-        if given == "last":
+    """The paths of the models to evaluate, by name."""
+    by_name: dict[str, str] = {}
+    for model in settings.models or [settings.model.path]:
+        if model == "last":
             newest = next(exports(settings.output_dir), None)
             if newest is None:
                 raise AiraError(
@@ -128,18 +135,18 @@ def _models(settings: Evaluate) -> dict[str, str]:
                     "train), or name a model: model.path=<folder or hub id>, or model=gpt2-124m."
                 )
             paths = [str(newest)]
-        elif "*" in given and not Path(given).exists():
-            paths = [str(path) for path in matched(given, folders=True)]
+        elif "*" in model and not Path(model).exists():
+            paths = [str(path) for path in matching_paths(model, folders=True)]
             if not paths:
-                raise AiraError(f"models=[{given}]: nothing has such a name.")
+                raise AiraError(f"models=[{model}]: nothing has such a name.")
         else:
-            paths = [given]
+            paths = [model]
         for path in paths:
             located = Path(path).resolve() if Path(path).exists() else Path(path)
             parts = [part for part in located.parts if part != "export"]
             name = re.sub(r"[^\w.-]+", "-", parts[-1].removesuffix(".gguf")) if parts else "model"
-            found[next(n for n in [name, *(f"{name}-{i}" for i in range(2, 1000))] if n not in found)] = path
-    return found
+            by_name[next(n for n in [name, *(f"{name}-{i}" for i in range(2, 1000))] if n not in by_name)] = path
+    return by_name
 
 
 def _purpose(path: str, config: PretrainedConfig, suite: Suite) -> str:
@@ -167,48 +174,53 @@ def _sample_task(purpose: str, language: str) -> str:
     return f"sample_{ {'chat': 'answers', 'reward': 'preference', 'toxicity': 'labelled'}[purpose] }_{language}"
 
 
-def _told(lines: list[Line], work: list[Any], settings: Evaluate, written: dict[str, Any], run: Path) -> dict[str, Any]:
-    """Write and print the tables."""
+def _report(
+    lines: list[Line], work: list[Any], settings: Evaluate, config: dict[str, Any], run: Path
+) -> dict[str, Any]:
+    """Write, print and log the tables."""
     suite = settings.eval
     tasks = list(dict.fromkeys(task for *_, tasks in work for task in tasks))
     averaged = [task for task in tasks if task not in suite.not_averaged]
     for form, suffix in (("markdown", "md"), ("latex", "tex")):
         both = [table(lines, tasks, averaged, form), class_table(lines, tasks, form)]
-        write_whole(run / f"table.{suffix}", "\n".join(filter(None, both)))
+        write_atomically(run / f"table.{suffix}", "\n".join(filter(None, both)))
     figures = {line.name: line.more for line in lines if line.candidate}
     print("", table(lines, tasks, averaged, "plain"), class_table(lines, tasks, "plain"), sep="\n")
     for name, by_task in figures.items():
-        for task, found in by_task.items():
-            if "lower" in found:
-                sure = "better than" if found["lower"] > 0 else "worse than" if found["upper"] < 0 else "not told from"
+        for task, scores in by_task.items():
+            if "lower" in scores:
+                low, high = scores["lower"], scores["upper"]
+                verdict = "better than" if low > 0 else "worse than" if high < 0 else "not clearly different from"
                 print(
-                    f"{name}, {task}: {sure} the best baseline, {100 * found['difference']:+.1f} points "
-                    f"[{100 * found['lower']:+.1f}, {100 * found['upper']:+.1f}]"
+                    f"{name}, {task}: {verdict} the best baseline, {100 * scores['difference']:+.1f} points "
+                    f"[{100 * low:+.1f}, {100 * high:+.1f}]"
                 )
-    print(f"Written to {shown(run)}/: table.md, table.tex, and for each model results.json and rows/")
-    for logger in begin(settings.logger.parts(), "logger", Begun(run, written)):
+    print(f"Written to {display_path(run)}/: table.md, table.tex, and for each model results.json and rows/")
+    for logger in build_parts(settings.logger.parts(), "logger", RunStart(run, config)):
         rows = [[line.name, *(str(line.scores.get(task, "")) for task in tasks)] for line in lines]
         log_table([logger], "evaluation", ["model", *tasks], rows)
         scalars = {f"eval/{n}/{t}/{k}": v for n, by in figures.items() for t, one in by.items() for k, v in one.items()}
         if isinstance(logger, Part):
-            logger.evaluated(run, suite.name, [path for _, path, _, _ in work])
+            logger.on_evaluation(run, suite.name, [path for _, path, _, _ in work])
         logger.log_metrics(scalars)
         logger.finalize("success")
     return figures
 
 
-def _compared(settings: Evaluate, run: Path) -> list[dict[str, Any]]:
-    """Tell which of two evaluations is better."""
-    found = compare(settings.compare, settings.seed)
+def _compare(settings: Evaluate, run: Path) -> list[dict[str, Any]]:
+    """Print which of two evaluations is better on each task."""
+    rows = compare(settings.compare, settings.seed)
     first, second = settings.compare
     if others := differing_settings(settings.compare):
-        print(f"Not of the models alone, since the two were evaluated with other settings: {', '.join(others)}.")
+        print(f"Not only the models differ: the two were evaluated with other settings: {', '.join(others)}.")
     print(f"Second minus first, points with a paired 95 % interval:\n  first   {first}\n  second  {second}\n")
-    for row in found:
-        sure = "second is better" if row["low"] > 0 else "first is better" if row["high"] < 0 else "no difference told"
+    for row in rows:
+        verdict = (
+            "first is better" if row["high"] < 0 else "second is better" if row["low"] > 0 else "no clear difference"
+        )
         print(
             f"  {row['task']:24} {100 * row['first']:6.2f} {100 * row['second']:6.2f}  {100 * row['difference']:+6.2f} "
-            f"[{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]  {row['rows']} rows: {sure}"
+            f"[{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]  {row['rows']} rows: {verdict}"
         )
-    write_whole(run / "compare.json", as_json(found, indent=2) + "\n")
-    return found
+    write_atomically(run / "compare.json", as_json(rows, indent=2) + "\n")
+    return rows

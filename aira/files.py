@@ -1,4 +1,4 @@
-"""Where files are and what they contain."""
+"""Paths, files of state, overrides and other helpers for files."""
 
 import contextlib
 import errno
@@ -24,9 +24,9 @@ from aira.errors import AiraError, reason_of
 
 
 def locate(path: str) -> str:
-    """Turn `pkg://package/inner/path` into the path of a file that an installed package ships.
+    """Turn `pkg://package/inner/path` into the path of a file in an installed package, which is not imported.
 
-    Any other path or hub id is returned as it is. Nothing of the package is imported.
+    Any other path or hub id is returned unchanged.
 
     Raises:
         AiraError: the package is not installed.
@@ -50,103 +50,103 @@ def locate(path: str) -> str:
 
 
 def run_of_export(path: str) -> Path | None:
-    """The folder of the training run that made a model; None where it is another one."""
+    """The folder of the training run that exported a model; None if it is not the export of a run."""
     folder = Path(path).expanduser().resolve()
     run = folder.parent if folder.name == "export" else folder
     return run if (run / ".hydra").is_dir() and (run / "export" / "config.json").is_file() else None
 
 
 def without_home(text: str) -> str:
-    """The text, with `~` in place of the home folder, which names the user."""
+    """The text with `~` in place of the home folder, whose path names the user."""
     return text.replace(str(Path.home()), "~") if Path.home() != Path("/") else text
 
 
 class Output:
-    """A stream of text, such as stdout, on which a reader that is gone raises no error.
+    """A text stream, such as stdout, that raises no error when its reader has ended.
 
     Args:
-        stream: what is written to.
-        unread: called with the signal that says it, SIGPIPE or SIGHUP; all that is written later is thrown away.
+        stream: the stream to write to.
+        on_closed: called with SIGPIPE or SIGHUP when the reader has ended; what is written later is discarded.
     """
 
-    def __init__(self, stream: Any, unread: Callable[[int], None]) -> None:
-        self.stream, self.unread = stream, unread
+    def __init__(self, stream: Any, on_closed: Callable[[int], None]) -> None:
+        self.stream, self.on_closed = stream, on_closed
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(line_buffering=True)  # a pipe that nobody reads is found at the next line
+            stream.reconfigure(line_buffering=True)  # so that a closed pipe is noticed at the next line
 
     def write(self, text: str) -> int:
-        """Write, or throw away."""
+        """Write or discard the text."""
         try:
             self.stream.write(text)
         except OSError as error:
-            self._lost(error)
+            self._handle_closed(error)
         return len(text)
 
     def flush(self) -> None:
-        """Write what is held back, or throw it away."""
+        """Write or discard what is buffered."""
         try:
             self.stream.flush()
         except OSError as error:
-            self._lost(error)
+            self._handle_closed(error)
 
-    def _lost(self, error: OSError) -> None:
+    def _handle_closed(self, error: OSError) -> None:
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise error
-        throw_away(self.stream)
-        self.unread(signal.SIGPIPE if error.errno == errno.EPIPE else signal.SIGHUP)
+        discard_output(self.stream)
+        self.on_closed(signal.SIGPIPE if error.errno == errno.EPIPE else signal.SIGHUP)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
 
-def throw_away(stream: Any) -> None:
-    """Let a stream end nowhere, so that what it still holds back raises nothing at the end."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+def discard_output(stream: Any) -> None:
+    """Redirect a stream to /dev/null, so that flushing its buffer at exit raises no error."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, stream.fileno())
+    os.close(devnull)
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of writing by which the disk, the quota or the largest size of a file is exhausted."""
+"""Write errors: the disk is full, the quota is exhausted, or the file is too large."""
 
 
 def no_room(error: BaseException | None) -> bool:
-    """Whether an error, or one that it comes from, says that there is no room to write."""
+    """Whether an error, or one that caused it, says that there is no space left to write."""
     while error is not None:
-        told = ("No space left", "File too large", "Disk quota exceeded")  # by libraries that give no number
-        if getattr(error, "errno", None) in NO_ROOM or any(text in str(error) for text in told):
+        messages = ("No space left", "File too large", "Disk quota exceeded")  # of libraries that give no errno
+        if getattr(error, "errno", None) in NO_ROOM or any(message in str(error) for message in messages):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file, and its folder, so that it is there as a whole or as it was before, whatever happens.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file, and create its folder; whatever happens, the file is complete or as it was before.
 
-    A link is replaced, not followed. Half of a character, which some JSON and names of files have, becomes a "?".
+    A link is replaced, not followed. A lone surrogate, which some JSON and file names have, becomes a "?".
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name[:50]}.{os.getpid()}")  # a name has 255 bytes, and a character up to 4
+    part = path.with_name(f".{path.name[:50]}.{os.getpid()}")  # a file name has at most 255 bytes, a character up to 4
     try:
         with part.open("wb") as file:
             file.write(content.encode(errors="replace") if isinstance(content, str) else content)
             file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave a new name on old or no bytes
+            os.fsync(file.fileno())  # or a power cut could leave the new name with old or no bytes
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
-def add_lines(path: Path, lines: Iterable[str]) -> None:
-    """Add lines to a file of state, all of them or none; what follows a line that was cut off is a line of its own."""
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Append lines to a file of state, all or none; a line that was cut off is ended first."""
     before = read_text(path, path.parent) or ""
-    ended = before if before.endswith("\n") or not before else f"{before}\n"
-    write_whole(path, ended + "".join(f"{line}\n" for line in lines))
+    complete = before if before.endswith("\n") or not before else f"{before}\n"
+    write_atomically(path, complete + "".join(f"{line}\n" for line in lines))
 
 
-def locked(file: Path, what: Path) -> FileLock:
-    """A lock that this process holds on `what`, by a file made for it, until it is released or the process is gone.
+def acquire_lock(file: Path, what: Path) -> FileLock:
+    """Lock `what` for this process, by a lock file, until the lock is released or the process ends.
 
     Raises:
         AiraError: another process holds it.
@@ -161,72 +161,72 @@ def locked(file: Path, what: Path) -> FileLock:
     return lock
 
 
-LARGEST = 2**28
-"""Bytes of a file of state that is read; what is larger was not written by a run."""
+MAX_STATE_BYTES = 2**28
+"""The largest file of state that is read, in bytes; a larger one was not written by a run."""
 
 
 def read_text(file: Path, folder: Path) -> str | None:
-    """The text of a file of state below `folder`; None where there is none, or none that can be read, which is told."""
+    """The text of a file of state below `folder`; None if it does not exist, or cannot be read, which is reported."""
     try:
         if not file.resolve().is_relative_to(folder.resolve()):
             raise OSError("it leads out of the folder")
         if not file.exists():
             return None
-        if not file.is_file() or file.stat().st_size > LARGEST:
-            raise OSError("it is no file of a size that is read")
+        if not file.is_file() or file.stat().st_size > MAX_STATE_BYTES:
+            raise OSError("it is no file, or too large")
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        passed_over(file, error)
+        report_skipped(file, error)
         return None
 
 
 def read_json(file: Path, kind: type = dict, folder: Path | None = None) -> Any:
-    """The content of a file of state, as `kind`; None where there is none, or none that can be read, which is told.
+    """The JSON of a file of state, a `kind`; None if it does not exist, or cannot be read, which is reported.
 
     Args:
-        folder: what it must not lead out of; by default the one that it is in.
+        folder: the folder that a link must not lead out of; by default the file's own.
     """
     text = read_text(file, folder or file.parent)
     if text is None:
         return None
     try:
-        found = json.loads(text)
-        if not isinstance(found, kind):
+        value = json.loads(text)
+        if not isinstance(value, kind):
             raise ValueError(f"it holds no {kind.__name__}")
-        return found
+        return value
     except (ValueError, RecursionError) as error:
-        passed_over(file, error)
+        report_skipped(file, error)
         return None
 
 
-def passed_over(file: Path, error: Exception) -> None:
-    """Tell that a file is not read, and why."""
-    print(f"Notice: {file} is passed over, since it is damaged or not Aira's: {reason_of(error)}.", file=sys.stderr)
+def report_skipped(file: Path, error: Exception) -> None:
+    """Print a notice that a file is skipped, and why."""
+    print(f"Notice: {file} is skipped, since it is damaged or not Aira's: {reason_of(error)}.", file=sys.stderr)
 
 
 def newest_first(folder: str | Path, pattern: str) -> list[Path]:
-    """The files below a folder of a glob pattern's form, the one that was changed last first."""
-    files = sorted(Path(folder).glob(pattern))  # so that of files of one time all processes take the same
+    """The files below a folder that match a glob pattern, the last modified first."""
+    files = sorted(Path(folder).glob(pattern))  # so that all processes agree on files of equal times
     return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
 
 
 def exports(output_dir: str) -> Iterator[Path]:
-    """The exports of the runs below a folder, the newest first; one that was not copied or written whole is told."""
+    """The exports of the runs below a folder, the newest first; incomplete ones are skipped with a notice."""
     for file in newest_first(output_dir, "*/*/export/config.json"):
-        if wrong := wrong_with(file.parent):
-            print(f"Notice: {shown(file.parent)} is passed over: {wrong}.", file=sys.stderr)
+        if problem := export_problem(file.parent):
+            print(f"Notice: {display_path(file.parent)} is skipped: {problem}.", file=sys.stderr)
         else:
             yield file.parent
 
 
-def wrong_with(folder: Path) -> str | None:
-    """What an export has not, or has not whole, as far as names, JSON and the lengths of weights tell."""
+def export_problem(folder: Path) -> str | None:
+    """Which file of an export is missing or damaged, by names, JSON and the size of the weights; None if none is."""
     from safetensors import SafetensorError, safe_open
 
     index = folder / "model.safetensors.index.json"
     weights = ["model.safetensors"]
     if index.is_file():
-        with contextlib.suppress(ValueError, AttributeError, KeyError):  # a damaged one says nothing of its parts
+        with contextlib.suppress(ValueError, AttributeError, KeyError):  # a damaged index names no shards
             weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     names = ["config.json", *weights, "tokenizer_config.json", "tokenizer.json"]
     for name in names:
@@ -234,7 +234,7 @@ def wrong_with(folder: Path) -> str | None:
             return f"it has no {name}"
         try:
             if name in weights:
-                safe_open(folder / name, "np")  # reads the list of tensors, which must fill the file
+                safe_open(folder / name, "np")  # reads the header, whose tensors must fill the file
             elif not isinstance(json.loads((folder / name).read_text(encoding="utf-8")), dict):
                 raise ValueError("no keys")
         except (OSError, ValueError, RecursionError, SafetensorError):
@@ -242,22 +242,22 @@ def wrong_with(folder: Path) -> str | None:
     return None
 
 
-def shown(path: Path) -> str:
-    """A path as the user would type it."""
+def display_path(path: Path) -> str:
+    """A path as the user would type it, relative to the current folder if it is below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def override(key: str, value: Path | str) -> str:
-    """`key=value` as Hydra's grammar has it, whatever characters the value holds."""
+    """`key=value` in Hydra's grammar, quoted if need be."""
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))  # no interpolation
     if "/" in text and re.fullmatch(r"[A-Za-z0-9_./:-]+", text):
         return f"{key}={text}"
-    inner = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    inner = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
     return f"{key}='{inner}'"
 
 
-def typed(key: str, value: Path | str) -> str:
-    """The same as it is typed in a shell."""
+def quoted_override(key: str, value: Path | str) -> str:
+    """`key=value` in Hydra's grammar, quoted for a shell."""
     return shlex.quote(override(key, value))
 
 
@@ -265,51 +265,51 @@ LOCAL = (
     *(".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".xlsx", ".zip", ".gz", ".bz2", ".xz", ".zst"),
     *(".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt"),
 )
-"""Endings of files; no hub id is taken to have them."""
+"""Endings of file names; a path with one of them is never taken to be a hub id."""
 
 
 def check_exists(key: str, path: str) -> Path:
-    """Where a path of the configuration points to; a hub id is returned as if it was a relative path.
+    """The file or folder that a path of the configuration names; a hub id is returned as a relative path.
 
     Raises:
-        AiraError: it is no hub id by its form, or begins with a folder that is here, and there is no such file or
-            folder, nor, for data, one that a pattern matches.
+        AiraError: the path cannot be a hub id, or begins with an existing folder, and there is no such file or folder,
+            nor, for data, one that matches a pattern.
     """
     located = Path(locate(path)).expanduser()
     pattern = key.startswith(("data.", "prompts")) and glob.has_magic(path)
     local = path.startswith((".", "/", "~", "pkg://")) or path.lower().endswith(LOCAL) or path.count("/") > 1 or pattern
     try:
         inside = "/" in path and located.parent.is_dir()
-        if (local or inside) and not located.exists() and not (pattern and matched(path)):
+        if (local or inside) and not located.exists() and not (pattern and matching_paths(path)):
             link = f" It is a link to {os.readlink(located)}." if located.is_symlink() else ""
-            told = f"{key}={path}: there is no such file or folder{' by this pattern' * pattern}.{link}"
+            message = f"{key}={path}: there is no such file or folder{' by this pattern' * pattern}.{link}"
             hub = "" if local else f" It is not asked of the hub, since the folder {located.parent} is here."
-            raise AiraError(f"{told}{hub}{'' if pattern else near(located)}")
-    except OSError as error:  # a folder above it is closed, or the name too long
+            raise AiraError(f"{message}{hub}{'' if pattern else nearest_path(located)}")
+    except OSError as error:  # no permission for a parent folder, or the name is too long
         raise AiraError(f"{key}={path[:200]} could not be read: {error.strerror}.") from error
     return located
 
 
-def near(path: Path) -> str:
-    """Where nothing is at a path: a sentence, behind a space, with the path that is nearest to it; else nothing."""
-    found = Path(path.anchor)
+def nearest_path(path: Path) -> str:
+    """A sentence, after a space, that suggests the existing path nearest to one that does not exist; else nothing."""
+    parent = Path(path.anchor)
     for part in path.parts[bool(path.anchor) :]:
-        if not os.path.exists(found / part):
+        if not os.path.exists(parent / part):
             names: list[str] = []
-            with contextlib.suppress(OSError):  # it is a file, or closed
-                names = sorted(os.listdir(found))
+            with contextlib.suppress(OSError):  # it is a file, or there is no permission
+                names = sorted(os.listdir(parent))
             close = get_close_matches(part, names, n=1)
             if not close:
                 names = [name for name in names if not name.startswith(".")]
-                few = 0 < len(names) <= 6 and found not in (Path(), Path(path.anchor))
-                return f" {shown(found)} holds {', '.join(names)}." if few else ""
+                few = 0 < len(names) <= 6 and parent not in (Path(), Path(path.anchor))
+                return f" {display_path(parent)} holds {', '.join(names)}." if few else ""
             part = close[0]
-        found /= part
-    return f" Did you mean {shown(found)}?"
+        parent /= part
+    return f" Did you mean {display_path(parent)}?"
 
 
-def matched(pattern: str, folders: bool = False) -> list[Path]:
-    """The files, or also folders, that a pattern stands for; it begins behind the folders that are there as named."""
+def matching_paths(pattern: str, folders: bool = False) -> list[Path]:
+    """The files, and with `folders` the folders, that a pattern matches; its leading existing parts are literal."""
     parts, depth = Path(pattern).expanduser().parts, 0
     while depth < len(parts) - 1 and os.path.exists(Path(*parts[: depth + 1])):
         depth += 1
@@ -319,22 +319,22 @@ def matched(pattern: str, folders: bool = False) -> list[Path]:
 
 
 def damage(checkpoint: Path, sums: bool = True) -> str | None:
-    """What is wrong with a checkpoint's file, which is a zip archive with check sums; None where it is whole.
+    """What is wrong with a checkpoint file, a zip archive with checksums; None if it is whole.
 
     Args:
-        sums: read all of it. Otherwise only the list of its parts is read, which stands at its end, and so a file that
-            is cut short is found.
+        sums: read the whole file and verify its checksums. Otherwise only the directory at the file's end is read,
+            which finds a file that is cut short.
     """
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             changed = archive.testzip() if sums else None
-    except Exception as error:  # a broken archive can raise nearly anything
+    except Exception as error:  # a broken archive can raise almost anything
         return f"it is cut short, or no checkpoint ({str(error).rstrip('.') or type(error).__name__})"
     return f"bytes of it have changed (in {changed})" if changed else None
 
 
 def check_writable(key: str, path: str) -> None:
-    """Whether a folder of the configuration can be written to, or made.
+    """Check that a folder of the configuration can be written to, or created.
 
     Raises:
         AiraError: it cannot.
@@ -347,27 +347,27 @@ def check_writable(key: str, path: str) -> None:
 
 
 def markdown(text: object) -> str:
-    """A text as Markdown shows it letter for letter: on one line, so also in a cell of a table."""
+    """Escape a text for Markdown, on one line, so that it can be in a table cell."""
     line = " ".join(str(text).encode(errors="replace").decode().split())
     return re.sub(r"[\\`*\[\]<>|$~&]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
 
 
 def as_json(value: Any, **settings: Any) -> str:
-    """JSON as the standard has it, which knows no NaN and no infinity: a number that is none is null."""
+    """Standard JSON, which has no NaN and no infinity: such a number is written as null."""
     return json.dumps(_finite(value), allow_nan=False, **settings)
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def content_hash(files: Iterable[Path], told: str = "") -> str:
-    """SHA-256 over `told` and the contents (not names or times) of `files`, in order, as hexadecimal."""
-    digest = hashlib.sha256(told.encode())
+def content_hash(files: Iterable[Path], prefix: str = "") -> str:
+    """SHA-256 over `prefix` and the contents (not names or times) of `files`, in order, as hexadecimal."""
+    digest = hashlib.sha256(prefix.encode())
     for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -1,7 +1,7 @@
-"""Who owns a run's folder: one process at a time, and one run for good.
+"""The owner of a run's folder: one process at a time, and one run for good.
 
-A folder is locked while a run lives; the lock goes with the process, however it ends. On a network file system it holds
-between machines where that file system keeps `flock` locks (NFS 4 does).
+A folder is locked while a run lives; the lock ends with the process, however that ends. On a network file system the
+lock holds between machines if the file system supports `flock` locks (NFS 4 does).
 """
 
 import os
@@ -11,78 +11,87 @@ from typing import Any
 
 from filelock import FileLock
 
-from aira.config.record import flat, read_config
+from aira.config.record import flatten, read_config
 from aira.errors import AiraError
-from aira.files import check_writable, locked, shown, typed
+from aira.files import acquire_lock, check_writable, display_path, quoted_override
 
 LOCK = ".lock"
-"""The file that is locked, in the folder."""
+"""The lock file in the folder."""
 
 RESULTS = ("checkpoints/*.ckpt", "metrics.json", "export", "table.md", "compare.json")
-"""What a run or an evaluation cannot get back once it is overwritten."""
+"""Results of a run or an evaluation, which must not be overwritten."""
 
-BEGUN = ("logs", "wandb", "tensorboard")
+EARLY_FILES = ("logs", "wandb", "tensorboard")
 """What a run may have written before its configuration."""
 
-BESIDE = (LOCK, "trial.json", "stage.json")
-"""What is put into the folder of a run before it is started."""
+FILES_BEFORE_START = (LOCK, "trial.json", "stage.json")
+"""What is written to a run's folder before the run starts."""
 
 WRITTEN = (
-    *(".hydra", "checkpoints", "export", *BEGUN, "samples.jsonl", "scores.csv", "metrics.json", "environment.json"),
+    *(
+        ".hydra",
+        "checkpoints",
+        "export",
+        *EARLY_FILES,
+        "samples.jsonl",
+        "scores.csv",
+        "metrics.json",
+        "environment.json",
+    ),
     *("report.html", "evaluations.jsonl", "table.md", "table.tex", "compare.json"),
 )
-"""All that a run or an evaluation writes, but for an evaluation's folders of models."""
+"""All that a run or an evaluation writes, except for an evaluation's folders of models."""
 
 IDENTITY_FREE = (
     *("ckpt_path", "output_dir", "cache_dir", "debug", "overwrite", "method.cache_dir", "callbacks", "logger"),
 )
-"""Keys, and groups, on which no weight depends."""
+"""Keys and groups that do not change the weights."""
 
 _held: list[FileLock] = []
 
 
-def identity(values: dict[str, Any]) -> dict[str, Any]:
-    """The dotted keys of a configuration that say which run it is: two runs that share them compute the same."""
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """The dotted keys of a configuration that identify a run: two runs with equal values compute the same."""
     return {
         key: value
-        for key, value in flat(values)
+        for key, value in flatten(config)
         if key not in IDENTITY_FREE and key.split(".")[0] not in IDENTITY_FREE and not isinstance(value, dict)
     }
 
 
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
-"""What torchrun, srun and Lightning say of a process; each is 0, or not there, in the one that starts a run."""
+"""Variables of torchrun, srun and Lightning that number processes; each is 0, or not set, in the first process."""
 
 
-def starts_the_run() -> bool:
-    """Whether this is the only process of a run, or the first of them."""
+def is_first_process() -> bool:
+    """Whether this is the only process of a run, or the first one."""
     return all(os.environ.get(name) in (None, "", "0") for name in RANKS)
 
 
-def claim(folder: Path, values: dict[str, Any], *, named: bool, own: bool = False, many: bool = False) -> Path:
-    """Take a folder for this process, before anything is written there.
+def claim(folder: Path, config: dict[str, Any], *, named: bool, resumed: bool = False, multirun: bool = False) -> Path:
+    """Lock a folder for this process, before anything is written to it.
 
     Args:
-        folder: made where it does not exist.
-        values: the configuration, as it is written down.
-        named: by the user; else it is free to get a suffix (-2, -3, …) where it is taken.
-        own: the run goes on from a checkpoint in it.
-        many: it is for the trials of a sweep, each with a folder of its own in it.
+        folder: created if it does not exist.
+        config: the configuration, as a run writes it.
+        named: whether the user has named the folder; otherwise it gets a suffix (-2, -3, …) if it exists.
+        resumed: whether the run is resumed from a checkpoint in the folder.
+        multirun: whether the folder is for the trials of a multirun, each with a folder of its own in it.
 
     Returns:
         The folder.
 
     Raises:
-        AiraError: another process has it, or it holds what this run would overwrite.
+        AiraError: another process holds the folder, or the run would overwrite what is in it.
     """
     check_writable("hydra.run.dir", str(folder))
     if named:
-        for _ in range(2):  # before anything is written to what may be another's, and once more with the lock
-            if folder.exists() and not own:
-                _check_free(folder, values, many)
+        for _ in range(2):  # before anything is written to a folder of somebody else's, and again with the lock
+            if folder.exists() and not resumed:
+                _check_free(folder, config, multirun)
             if not any(lock.lock_file == str(folder / LOCK) for lock in _held):
                 folder.mkdir(parents=True, exist_ok=True)
-                _held.append(locked(folder / LOCK, folder))
+                _held.append(acquire_lock(folder / LOCK, folder))
     else:
         name, number = folder.name, 1
         while True:
@@ -92,47 +101,48 @@ def claim(folder: Path, values: dict[str, Any], *, named: bool, own: bool = Fals
             except FileExistsError:
                 number += 1
                 folder = folder.with_name(f"{name}-{number}")
-        _held.append(locked(folder / LOCK, folder))
-    if values.get("overwrite") and not own and (folder / ".hydra").is_dir():
+        _held.append(acquire_lock(folder / LOCK, folder))
+    if config.get("overwrite") and not resumed and (folder / ".hydra").is_dir():
         _clear(folder)
     return folder
 
 
-def _check_free(folder: Path, values: dict[str, Any], many: bool) -> None:
+def _check_free(folder: Path, config: dict[str, Any], multirun: bool) -> None:
     if not folder.is_dir():
         raise AiraError(f"hydra.run.dir={folder} is a file. Name a folder.")
-    there = {file.name for file in folder.iterdir()} - set(BESIDE)
+    files = {file.name for file in folder.iterdir()} - set(FILES_BEFORE_START)
     results = [pattern for pattern in RESULTS if any(folder.glob(pattern))]
-    if not there or there <= set(BEGUN) or (values.get("overwrite") and ".hydra" in there):
+    if not files or files <= set(EARLY_FILES) or (config.get("overwrite") and ".hydra" in files):
         return
-    begun = many or "search.json" in there or "sweep.yaml" in there
-    if not results and (begun if many or values.get("sweep") else ".hydra" in there):
-        differing = [] if begun else differing_from(folder, values)
+    is_search = multirun or "search.json" in files or "sweep.yaml" in files
+    if not results and (is_search if multirun or config.get("sweep") else ".hydra" in files):
+        differing = [] if is_search else config_differences(folder, config)
         if not differing:
             return
         raise AiraError(
-            f"{shown(folder)} is of another configuration ({'; '.join(differing[:3])}). Name a new folder, or set "
-            "overwrite=true to begin anew in this one."
+            f"{display_path(folder)} is of another configuration ({'; '.join(differing[:3])}). Name a new folder, or "
+            "set overwrite=true to start over in this one."
         )
-    if ".hydra" not in there:
+    if ".hydra" not in files:
         raise AiraError(
-            f"{shown(folder)} holds {', '.join(sorted(there)[:3])}, and is no folder of a run. Name a new folder."
+            f"{display_path(folder)} holds {', '.join(sorted(files)[:3])}, and is no folder of a run. Name a new "
+            "folder."
         )
     last = folder / "checkpoints" / "last.ckpt"
     raise AiraError(
-        f"{shown(folder)} holds a run or a search ({', '.join(results or sorted(there))}). Name a new folder"
-        + (f", go on with {typed('ckpt_path', shown(last))}" if last.exists() else "")
+        f"{display_path(folder)} holds a run or a search ({', '.join(results or sorted(files))}). Name a new folder"
+        + (f", resume it with {quoted_override('ckpt_path', display_path(last))}" if last.exists() else "")
         + ", or set overwrite=true, which deletes that one."
     )
 
 
-def differing_from(folder: Path, values: dict[str, Any]) -> list[str]:
-    """In what a configuration differs from the one that the run in a folder has written down, a key each.
+def config_differences(folder: Path, config: dict[str, Any]) -> list[str]:
+    """The keys in which a configuration differs from that of the run in a folder, with both values.
 
     Raises:
         AiraError: there is none, or it cannot be read.
     """
-    there, here = identity(read_config(folder)), identity(values)
+    there, here = identity(read_config(folder)), identity(config)
     keys = dict.fromkeys([*here, *there])
     return [f"{key}={there.get(key)} there, {here.get(key)} here" for key in keys if there.get(key) != here.get(key)]
 

@@ -1,4 +1,4 @@
-"""What callbacks and loggers have to do at a run's start and end, so that none of them is known by name there."""
+"""Hooks of callbacks and loggers at a run's start and end, so that training need not know any of them by name."""
 
 import time
 from dataclasses import dataclass, field
@@ -15,20 +15,20 @@ from aira.config.schema import Train
 
 
 @dataclass
-class Begun:
-    """A run, or an evaluation, before its work starts, as its parts see it.
+class RunStart:
+    """A run or an evaluation before it starts, as its parts see it.
 
     Attributes:
-        folder: the run's.
-        values: the configuration, as it is written down.
+        folder: the run's folder.
+        config: the configuration, as written to the run's folder.
         tokenizer: of the model that is trained; None in an evaluation.
-        started: when the process began to work, as `time.time()`.
-        record: what says which run it is: its `settings` by dotted keys, and the hashes `rows` and `tokenizer`.
-        changed: where a run is resumed, the settings that are others than before.
+        started: when the process started, as `time.time()`.
+        record: what identifies the run: its `settings` by dotted keys, and the hashes `rows` and `tokenizer`.
+        changed: if a run is resumed, the settings that have changed.
     """
 
     folder: Path
-    values: dict[str, Any]
+    config: dict[str, Any]
     tokenizer: PreTrainedTokenizerBase | None = None
     started: float = field(default_factory=time.time)
     record: dict[str, Any] = field(default_factory=dict)
@@ -36,17 +36,17 @@ class Begun:
 
 
 @dataclass
-class Finished:
+class RunEnd:
     """A run whose training has ended, as its parts see it.
 
     Attributes:
-        model: with all its weights, those that are exported.
-        folder: the run's.
+        model: with the whole weights that are exported.
+        folder: the run's folder.
         settings: the configuration.
-        best: the weights are those of checkpoints/best.ckpt.
-        started: when the run began, as `time.time()`, less what it had run before it was resumed.
-        metrics: what is known by now, by name.
-        environment: what the run ran on, as it is written down.
+        best: whether the weights are those of checkpoints/best.ckpt.
+        started: when the run started, as `time.time()`, minus the time that it had run before it was resumed.
+        metrics: the metrics so far, by name.
+        environment: as written to environment.json.
     """
 
     trainer: pl.Trainer
@@ -62,57 +62,56 @@ class Finished:
 
 
 class Part:
-    """A callback or a logger that needs the run, or has something to do at its end, on rank 0.
+    """A callback or a logger that needs the run before it starts, or has something to do at its end, on rank 0.
 
-    Each of these may be left out. A class of Lightning's own is no part, and is taken as it is.
+    Every method is optional. Lightning's own classes are not parts, and are used as they are.
     """
 
     head: ClassVar[str | None] = None
-    """The head that it is for, `lm` or `score`; None for both."""
+    """The head that the part is for, `lm` or `score`; None for both."""
 
-    def begin(self, run: Begun) -> Any:
-        """Before the work starts, on every rank.
+    def begin(self, run: RunStart) -> Any:
+        """Called before the run starts, on every rank.
 
         Returns:
             The callback or logger to use.
         """
         return self
 
-    def finish(self, run: Finished) -> dict[str, float]:
-        """Before the export; the last part comes first.
+    def finish(self, run: RunEnd) -> dict[str, float]:
+        """Called before the export; the last part is called first.
 
         Returns:
-            Metrics of the run, beside those that there are.
+            Metrics of the run, in addition to those so far.
         """
         return {}
 
-    def exported(self, run: Finished) -> None:
-        """Once the export stands in the run's folder."""
+    def on_export(self, run: RunEnd) -> None:
+        """Called after the export was written to the run's folder."""
 
     def summary(self) -> list[str]:
-        """Lines to be printed at the end."""
+        """Lines to print at the end."""
         return []
 
-    def evaluated(self, folder: Path, suite: str, models: list[str]) -> None:
-        """Once an evaluation stands in its folder: of a suite, by its name, on models, by their paths."""
+    def on_evaluation(self, folder: Path, suite: str, models: list[str]) -> None:
+        """Called after an evaluation was written to its folder: a suite by name, the models by their paths."""
 
 
-def begin(settings: dict[str, dict[str, Any]], group: str, run: Begun, head: str | None = None) -> list[Any]:
-    """Build parts from their settings, those that are for a head.
+def build_parts(settings: dict[str, dict[str, Any]], group: str, run: RunStart, head: str | None = None) -> list[Any]:
+    """Build callbacks or loggers from their settings; those for another head are left out.
 
     Raises:
         AiraError: one cannot be built.
     """
-    built = [build(one, f"{group}.{name}") for name, one in settings.items()]
-    return [
-        one.begin(run) if isinstance(one, Part) else one for one in built if getattr(one, "head", None) in (None, head)
-    ]
+    built = [build(part_settings, f"{group}.{name}") for name, part_settings in settings.items()]
+    fitting = [part for part in built if getattr(part, "head", None) in (None, head)]
+    return [part.begin(run) if isinstance(part, Part) else part for part in fitting]
 
 
 def log_table(
     loggers: list[Logger], name: str, columns: list[str], rows: list[list[Any]], step: int | None = None
 ) -> None:
-    """Give a table to those loggers that take one."""
+    """Log a table with those loggers that support tables."""
     for logger in loggers:
         if hasattr(logger, "log_table"):
             logger.log_table(name, columns, rows, step=step)

@@ -1,4 +1,4 @@
-"""Which metrics runs can be compared by: not by one whose meaning their settings change."""
+"""Which metrics runs can be compared by: not those whose meaning depends on settings in which the runs differ."""
 
 import json
 import re
@@ -9,7 +9,7 @@ HELD_OUT = (
     *("method.name", "language.code", "data_key", "data.path", "data.split", "data.revision", "data.columns"),
     *("data.labels", "data.exclude", "data.validation_split", "data.validation_fraction", "data.max_length"),
 )
-"""What says on which examples, and on how much of them, a metric is measured."""
+"""Settings that determine on which examples, and on how much of each, a metric is measured."""
 
 MEANING = (
     (r"/(loss|perplexity|logps/.*)$", ("tokenizer", "method.loss_on", "model.template", "model.prompt_bos")),
@@ -25,19 +25,19 @@ MEANING = (
     (r"/(margin|\w+_reward)$", ("method.center_rewards_coefficient", "method.label_smoothing", "method.objective")),
     (r"/(threshold|accuracy|f1|\w+/(precision|recall|f1))$", ("method.threshold_by", "method.objective")),
 )
-"""Of which metrics, by their names, which further keys change the meaning."""
+"""Further keys that change the meaning of metrics, by a pattern of the metrics' names."""
 
 UNRANKED = re.compile(r"(^train/|/(threshold|lr|grad_norm|chosen|rejected|kl|\w+_reward)$)")
-"""Metrics of which neither less nor more is better: of the training rows, or a state rather than a quality."""
+"""Metrics for which neither less nor more is better: on training rows, or a state rather than a quality."""
 
 
-def blurred_by(metric: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The settings that change what a metric means from run to run, so that it ranks nothing.
+def confounders(metric: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings in which runs differ and that change what a metric means, so that it cannot rank them.
 
     Args:
         metric: as it is logged, such as `val/loss`.
-        runs: of each its settings by dotted keys, or the groups and keys that were chosen for it, and where they are
-            known the hashes `tokenizer` and `data_key`.
+        runs: for each run its settings by dotted keys, or the groups and keys that were chosen for it, and if known the
+            hashes `tokenizer` and `data_key`.
     """
     if not metric.startswith(("val/", "train/")):
         return []
@@ -48,11 +48,11 @@ def blurred_by(metric: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def hashes(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run wrote down in environment.json of its tokenizer and of its rows, for `blurred_by`."""
+    """The hashes of a run's tokenizer and rows, as in environment.json, for `confounders`."""
     return {key: environment[key] for key in ("tokenizer", "data_key") if key in environment}
 
 
 def _setting(run: Mapping[str, Any], key: str) -> str:
-    """A setting; of a group whose option is all that is known, that."""
+    """A setting as JSON, or the option of its group if only that is known."""
     group = run.get(key.split(".")[0])
     return json.dumps(run.get(key, group if isinstance(group, str) else None), sort_keys=True, default=str)

@@ -1,4 +1,4 @@
-"""A training run from its configuration to its export: the whole story on one page."""
+"""A training run from its configuration to its export."""
 
 import contextlib
 import json
@@ -19,11 +19,11 @@ from omegaconf import DictConfig
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from aira.callbacks.checkpoint import changed_settings, check_shapes, measured, read_state
+from aira.callbacks.checkpoint import changed_settings, check_shapes, last_metrics, read_state
 from aira.callbacks.progress import Progress
 from aira.callbacks.signals import Signals
-from aira.config.compose import build, validated
-from aira.config.record import recorded, write_config
+from aira.config.compose import build, typed_settings
+from aira.config.record import to_dict_without_env, write_config
 from aira.config.schema import DPO, SFT, Train
 from aira.config.schema import Trainer as TrainerSettings
 from aira.config.values import NO_FP16
@@ -31,18 +31,18 @@ from aira.data.batches import BatchSource
 from aira.data.tokenize import tokenizer_hash
 from aira.environment import environment
 from aira.errors import AiraError, reason_of
-from aira.files import as_json, shown, typed, without_home, write_whole
+from aira.files import as_json, display_path, quoted_override, without_home, write_atomically
 from aira.folders import identity
 from aira.models.export import export, model_card
 from aira.models.families import context_length, family_of
 from aira.models.loading import end_tokens, load_config, load_model, load_tokenizer
-from aira.parts import Begun, Finished, Part, begin
+from aira.parts import Part, RunEnd, RunStart, build_parts
 from aira.reports.page import page
 from aira.reports.runs import read_run
 
 
 def train(cfg: DictConfig, run: Path | None = None) -> dict[str, float]:
-    """Compose a run, train it, export the model and tell what came out.
+    """Train a model, export it and print a summary.
 
     Args:
         cfg: composed from conf/train.yaml.
@@ -52,49 +52,49 @@ def train(cfg: DictConfig, run: Path | None = None) -> dict[str, float]:
         The final metrics by name, as in the run's metrics.json.
 
     Raises:
-        AiraError: something that the user can mend; what was computed until then is kept.
-        Stopped: by a signal.
+        AiraError: something that the user can fix; what was computed until then is kept.
+        Stopped: a signal stopped the run.
     """
     with Signals() as signals:
         by_hydra = run is None
         run = (run or Path(HydraConfig.get().runtime.output_dir)).resolve()
-        return _train(validated(cfg, Train), recorded(cfg), run, by_hydra, signals)
+        return _train(typed_settings(cfg, Train), to_dict_without_env(cfg), run, by_hydra, signals)
 
 
-def _train(settings: Train, written: dict[str, Any], run: Path, by_hydra: bool, signals: Signals) -> dict[str, float]:
-    """See `train`; `written` is the configuration as it is written down, by a command and not where Python calls."""
+def _train(settings: Train, config: dict[str, Any], run: Path, by_hydra: bool, signals: Signals) -> dict[str, float]:
+    """See `train`; `config` is the configuration for the run's folder, where a command, but not Python, writes it."""
     started = time.time()
     run.mkdir(parents=True, exist_ok=True)
-    _quiet()
+    _silence_warnings()
     precision = _precision(settings.trainer)
     pl.seed_everything(settings.seed, verbose=False)
     checkpoint = Path(settings.ckpt_path) if settings.ckpt_path else None
     state = read_state(checkpoint) if checkpoint else {}
 
-    chosen, method = settings.model, settings.method
-    hub: dict[str, Any] = {"revision": chosen.revision, "trust_remote_code": chosen.trust_remote_code}
+    backbone, method = settings.model, settings.method
+    hub: dict[str, Any] = {"revision": backbone.revision, "trust_remote_code": backbone.trust_remote_code}
     architecture = _architecture(settings)
-    where = {"path": chosen.path, "architecture": architecture, "head": method.head, **hub}
-    tokenizer, added = load_tokenizer(**where, template=chosen.template, prompt_bos=chosen.prompt_bos)
-    config, _ = load_config(**where, vocab_size=len(tokenizer), config=chosen.config)
-    _check_length(settings.data.max_length, config)
+    source = {"path": backbone.path, "architecture": architecture, "head": method.head, **hub}
+    tokenizer, added = load_tokenizer(**source, template=backbone.template, prompt_bos=backbone.prompt_bos)
+    model_config, _ = load_config(**source, vocab_size=len(tokenizer), config=backbone.config)
+    _check_length(settings.data.max_length, model_config)
     if isinstance(method, DPO) and method.reference:
-        theirs, _ = load_config(method.reference, vocab_size=0)
-        _check_length(settings.data.max_length, theirs, f" of method.reference={method.reference}")
-    data = _data(settings, architecture, tokenizer, end_tokens(chosen.path, tokenizer, added, config, **hub))
-    for line in data.notices:
-        print(line)
+        reference_config, _ = load_config(method.reference, vocab_size=0)
+        _check_length(settings.data.max_length, reference_config, f" of method.reference={method.reference}")
+    data = _data(settings, architecture, tokenizer, end_tokens(backbone.path, tokenizer, added, model_config, **hub))
+    for notice in data.notices:
+        print(notice)
     model = load_model(
         tokenizer=tokenizer,
         added=added,
         label=method.label,
-        config=chosen.config,
-        attn_implementation=chosen.attn_implementation,
-        dropout=chosen.dropout,
-        gradient_checkpointing=chosen.gradient_checkpointing,
-        compile=chosen.compile,
-        lora=chosen.lora,
-        **where,
+        config=backbone.config,
+        attn_implementation=backbone.attn_implementation,
+        dropout=backbone.dropout,
+        gradient_checkpointing=backbone.gradient_checkpointing,
+        compile=backbone.compile,
+        lora=backbone.lora,
+        **source,
     )
     module = build(
         {"_target_": method.module, **method.arguments()},
@@ -107,7 +107,7 @@ def _train(settings: Train, written: dict[str, Any], run: Path, by_hydra: bool, 
     )
     steps = _steps(settings.trainer, data)
     record = {
-        "settings": json.loads(without_home(as_json(identity(written)))),  # of plain types, for a checkpoint
+        "settings": json.loads(without_home(as_json(identity(config)))),  # JSON types, for a checkpoint
         "rows": data.rows_key,
         "tokenizer": tokenizer_hash(tokenizer),
     }
@@ -115,63 +115,64 @@ def _train(settings: Train, written: dict[str, Any], run: Path, by_hydra: bool, 
     if checkpoint:
         check_shapes(checkpoint, state["shapes"], module)
         changed = changed_settings(checkpoint, state, record, steps)
-    begun = Begun(run, written, tokenizer, started, record, changed)
-    callbacks = begin(settings.callbacks.parts(), "callbacks", begun, method.head)
-    loggers = begin(settings.logger.parts(), "logger", begun)
+    run_start = RunStart(run, config, tokenizer, started, record, changed)
+    callbacks = build_parts(settings.callbacks.parts(), "callbacks", run_start, method.head)
+    loggers = build_parts(settings.logger.parts(), "logger", run_start)
     trainer = _trainer(settings.trainer, precision, data, steps, [*callbacks, signals], loggers, run)
     if trainer.is_global_zero:
         if by_hydra:
-            write_config(run, written)
-        _announce(settings, data, model, steps, run)
+            write_config(run, config)
+        _print_start(settings, data, model, steps, run)
         for key, (old, new) in changed.get("settings", {}).items():
-            print(f"From step {changed['step']} on {key} is {new}; before, it was {old}.")
-    with _processes_named(run):
-        _meet_again(settings.trainer.accelerator)
+            print(f"From step {changed['step']} on, {key} is {new}; before, it was {old}.")
+    with _report_lost_processes(run):
+        _reconnect(settings.trainer.accelerator)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    signals.on_train_end(trainer, module)  # Lightning calls nothing where all steps were done before
+    signals.on_train_end(trainer, module)  # Lightning does not call it if no step is left
     best = run / "checkpoints" / "best.ckpt" if settings.export == "best" else None
     if best and not best.exists():
         raise AiraError(
             "export=best: no validation gave callbacks.checkpoint.monitor a number, so no checkpoint is the best. "
-            f"{typed('ckpt_path', run / 'checkpoints' / 'last.ckpt')} export=last exports the last one."
+            f"{quoted_override('ckpt_path', run / 'checkpoints' / 'last.ckpt')} export=last exports the last one."
         )
     model = module.whole_model(torch.load(best, map_location="cpu", weights_only=True)["state_dict"] if best else None)
 
-    metrics = measured(trainer) | {"steps": trainer.global_step, "epochs": trainer.global_step / data.steps_per_epoch}
+    metrics = last_metrics(trainer) | {
+        "steps": trainer.global_step,
+        "epochs": trainer.global_step / data.steps_per_epoch,
+    }
     if trainer.is_global_zero:
         parts = [part for part in (*callbacks, *loggers) if isinstance(part, Part)]
-        finished = Finished(
-            trainer, module, model, data, run, settings, best is not None, started, metrics, environment()
-        )
+        run_end = RunEnd(trainer, module, model, data, run, settings, best is not None, started, metrics, environment())
         for part in reversed(parts):
-            metrics |= part.finish(finished)
-        metrics["seconds"] = time.time() - finished.started
+            metrics |= part.finish(run_end)
+        metrics["seconds"] = time.time() - run_end.started
         for name, value in ({**trainer.callback_metrics} | metrics).items():
             if not math.isfinite(value):
                 metrics.pop(name, None)
                 print(f"{name} is {float(value)}, which is no number, and is left out.")
         module.before_export(model)
-        (run / "evaluations.jsonl").unlink(missing_ok=True)  # of an export of fewer steps, which this one replaces
+        (run / "evaluations.jsonl").unlink(missing_ok=True)  # of an earlier export, which this one replaces
         longest = settings.data.max_length if method.head == "score" else None
-        card = model_card(written, metrics, finished.environment)
+        card = model_card(config, metrics, run_end.environment)
         export(model, tokenizer, run / "export", card, max_length=longest)
         for part in parts:
-            part.exported(finished)
-        known = {"tokenizer": record["tokenizer"], "data_key": data.key}  # by which runs can be compared
-        write_whole(run / "metrics.json", as_json(metrics, indent=2) + "\n")
-        write_whole(run / "environment.json", as_json(finished.environment | known, indent=2) + "\n")
+            part.on_export(run_end)
+        hashes = {"tokenizer": record["tokenizer"], "data_key": data.key}  # runs with equal ones can be compared
+        write_atomically(run / "metrics.json", as_json(metrics, indent=2) + "\n")
+        write_atomically(run / "environment.json", as_json(run_end.environment | hashes, indent=2) + "\n")
         if by_hydra:
-            write_whole(run / "report.html", page([read_run(run)], run.name))
+            write_atomically(run / "report.html", page([read_run(run)], run.name))
         signals.idle = "when all was written."
-        _summary(settings, metrics, parts, run)
+        _print_summary(settings, metrics, parts, run)
     trainer.strategy.barrier()
     return metrics
 
 
-def _meet_again(accelerator: str) -> None:
-    """Connect workers that torchrun has started again under names of their own.
+def _reconnect(accelerator: str) -> None:
+    """Connect workers that torchrun has restarted, under keys of their own.
 
-    torchrun's store outlives them, and the addresses of those that died stand in it, which PyTorch would connect to.
+    torchrun's store outlives the workers: it still has the addresses of those that died, and PyTorch would use them.
     """
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
     if not restarts or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -183,32 +184,34 @@ def _meet_again(accelerator: str) -> None:
 
 
 @contextlib.contextmanager
-def _processes_named(run: Path) -> Iterator[None]:
-    """Say it plainly where another process of the run is gone: one of several ranks, or a worker that loads data."""
+def _report_lost_processes(run: Path) -> Iterator[None]:
+    """Turn the loss of another process of the run, a rank or a data loading worker, into an `AiraError`."""
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
-        gone = not isinstance(error, RuntimeError) or isinstance(error, torch.distributed.DistError)
-        if not gone and not any(name in str(error) for name in ("DataLoader worker", "gloo")):
+        is_lost = not isinstance(error, RuntimeError) or isinstance(error, torch.distributed.DistError)
+        if not is_lost and not any(name in str(error) for name in ("DataLoader worker", "gloo")):
             raise
         last = run / "checkpoints" / "last.ckpt"
-        ways_on = f"Go on with {typed('ckpt_path', last)}." if last.exists() else "No checkpoint was written yet."
+        advice = (
+            f"Resume with {quoted_override('ckpt_path', last)}." if last.exists() else "No checkpoint was written yet."
+        )
         reason = reason_of(error)
         raise AiraError(
-            "Another process of this run has ended or cannot be reached; if it said why, that stands above. "
-            f"{ways_on} ({reason})"
+            "Another process of this run has ended or cannot be reached; if it gave a reason, it is printed above. "
+            f"{advice} ({reason})"
         ) from error
 
 
-def _quiet() -> None:
-    """Leave out what libraries say about choices that are made here on purpose."""
+def _silence_warnings() -> None:
+    """Suppress libraries' warnings about choices that are made here on purpose."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     for text in (
         ".*does not have many workers.*",
         ".*`isinstance.treespec.*",
         ".*smaller than the logging interval.*",
-        ".*sync_dist=True.*",  # what is logged was added up over the processes
-        ".*your dataloader is not resumable.*",  # the plan begins at the step that the run is at
+        ".*sync_dist=True.*",  # what is logged is already summed over processes
+        ".*your dataloader is not resumable.*",  # the plan starts at the step at which the run is resumed
         ".*`is_gradient_checkpointing` is deprecated.*",  # PEFT asks Transformers for it
     ):
         warnings.filterwarnings("ignore", text)
@@ -243,7 +246,7 @@ def _check_length(max_length: int, config: Any, which: str = "") -> None:
 
 
 def _data(settings: Train, architecture: str, tokenizer: Any, ends: list[int]) -> BatchSource:
-    method, beside = settings.method, {"name", "sources"}  # by which the configuration finds the others
+    method, unused = settings.method, {"name", "sources"}  # from which the configuration takes other keys
     source: BatchSource = build(
         {"_target_": method.datamodule},
         "method.datamodule",
@@ -255,7 +258,7 @@ def _data(settings: Train, architecture: str, tokenizer: Any, ends: list[int]) -
         padded=architecture == "encoder",
         seed=settings.seed,
         cache_dir=settings.cache_dir,
-        **{key: value for key, value in settings.data if key not in beside},
+        **{key: value for key, value in settings.data if key not in unused},
     )
     return source
 
@@ -274,11 +277,11 @@ def _trainer(
     loggers: list[Any],
     run: Path,
 ) -> pl.Trainer:
-    """Lightning's Trainer; to it the whole run is one epoch, so a run can be gone on with at any step."""
+    """Lightning's Trainer; to it the whole run is one epoch, so that a run can be resumed at any step."""
     interval = settings.val_check_interval
     if isinstance(interval, float):
         interval = max(1, round(interval * data.steps_per_epoch))
-    given = settings.model_dump(by_alias=True) | {
+    arguments = settings.model_dump(by_alias=True) | {
         "precision": precision,
         "max_epochs": 1,
         "max_steps": steps,
@@ -286,7 +289,7 @@ def _trainer(
     }
     try:
         trainer: pl.Trainer = build(
-            given,
+            arguments,
             "trainer",
             callbacks=[*callbacks, Progress()] if settings.enable_progress_bar else callbacks,
             logger=loggers or False,
@@ -297,12 +300,12 @@ def _trainer(
             num_sanity_val_steps=0,
         )
         return trainer
-    except MisconfigurationException as error:  # a GPU that is not there, too many devices
+    except MisconfigurationException as error:  # no GPU, or too many devices
         raise AiraError(f"The trainer cannot be set up: {error} (trainer=cpu runs everywhere.)") from error
 
 
 def _precision(settings: TrainerSettings) -> str:
-    """What trainer.precision=auto is on this machine."""
+    """The precision, with trainer.precision=auto resolved for this machine."""
     if settings.precision != "auto":
         return settings.precision
     if settings.accelerator == "cpu" or not torch.cuda.is_available():
@@ -314,27 +317,27 @@ def _precision(settings: TrainerSettings) -> str:
     return "16-mixed"
 
 
-def _announce(settings: Train, data: BatchSource, model: torch.nn.Module, steps: int, run: Path) -> None:
+def _print_start(settings: Train, data: BatchSource, model: torch.nn.Module, steps: int, run: Path) -> None:
     count = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print(
         f"{settings.method.name}: {settings.model.name} ({count / 1e6:.1f} M parameters, {trained / 1e6:.1f} M "
         f"trained) on {data.path}\n{len(data.train)} training and {len(data.validation)} validation examples, "
-        f"{steps} steps of {data.batch_size}; written to {shown(run)}"
+        f"{steps} steps of {data.batch_size}; written to {display_path(run)}"
     )
 
 
-def _summary(settings: Train, metrics: dict[str, float], parts: list[Part], run: Path) -> None:
-    """What a user wants to know at the end, and the next thing to try."""
+def _print_summary(settings: Train, metrics: dict[str, float], parts: list[Part], run: Path) -> None:
+    """Print the main metrics, the paths that were written, and the next command to try."""
     print(f"\nDone in {metrics['seconds']:.0f} s, {metrics['steps']:.0f} steps.")
     for name in settings.method.summary:
         if name in metrics:
             print(f"  {name:28} {metrics[name]:{'.0f' if metrics[name] >= 1000 else '.4g'}}")
     for line in (line for part in parts for line in part.summary()):
         print(line)
-    export_path = shown(run / "export")
+    export_path = display_path(run / "export")
     print(f"\nExport (any Hugging Face tool loads it): {export_path}")
     if (run / "report.html").exists():
-        print(f"Report: {shown(run / 'report.html')}")
-    following = settings.method.next.format(export=typed("model.path", export_path))
-    print(f"Next: {following} language={settings.language.code}")
+        print(f"Report: {display_path(run / 'report.html')}")
+    next_command = settings.method.next.format(export=quoted_override("model.path", export_path))
+    print(f"Next: {next_command} language={settings.language.code}")

@@ -12,20 +12,20 @@ import pytest
 from omegaconf import OmegaConf
 
 from aira.config.overrides import parse_override
-from aira.config.record import plain, read_config, recorded, write_config
+from aira.config.record import read_config, to_dict, to_dict_without_env, write_config
 from aira.errors import AiraError
 from aira.files import (
     Output,
-    add_lines,
+    acquire_lock,
+    append_lines,
     check_exists,
-    locked,
     markdown,
-    near,
+    nearest_path,
     no_room,
     override,
+    quoted_override,
     read_json,
-    typed,
-    write_whole,
+    write_atomically,
 )
 
 
@@ -34,20 +34,20 @@ def test_write_whole(tmp_path, content):
     """Catches a file that is cut short where there is no room, and a link that is followed out of the folder."""
     outside, file = tmp_path / "outside.txt", tmp_path / "new" / "state.json"
     outside.write_text("theirs")
-    write_whole(file, "before")
+    write_atomically(file, "before")
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large") as raised:
-            write_whole(file, content)
+            write_atomically(file, content)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert raised.value.errno == errno.EFBIG and no_room(raised.value)
     assert file.read_text() == "before" and os.listdir(file.parent) == ["state.json"]
     file.unlink()
     file.symlink_to(outside)
-    write_whole(file, content)
+    write_atomically(file, content)
     assert outside.read_text() == "theirs" and file.stat().st_size == 200_000 and not file.is_symlink()
 
 
@@ -73,7 +73,7 @@ def test_nothing_leads_out_of_a_folder(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["x" * 250, "😀" * 62, "日" * 84])
 def test_a_long_name_is_written(tmp_path, name):
     """Catches a name that is too long only beside its place; and a traceback for half of a character."""
-    write_whole(tmp_path / name, "a\ud800b")
+    write_atomically(tmp_path / name, "a\ud800b")
     assert [file.name for file in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "a?b"
 
 
@@ -84,11 +84,11 @@ def test_lines_are_added_whole(tmp_path, before):
     outside.write_text("theirs")
     file.parent.mkdir()
     file.write_text(before)
-    add_lines(file, ['{"b": 2}', '{"c": 3}'])
+    append_lines(file, ['{"b": 2}', '{"c": 3}'])
     assert file.read_text().splitlines() == [*before.splitlines(), '{"b": 2}', '{"c": 3}']
     file.unlink()
     file.symlink_to(outside)
-    add_lines(file, ["x"])
+    append_lines(file, ["x"])
     assert outside.read_text() == "theirs" and file.read_text() == "x\n"
 
 
@@ -133,19 +133,24 @@ def test_a_configuration_is_data(tmp_path, monkeypatch):
     (tmp_path / ".hydra" / "config.yaml").write_text(there)
     assert read_config(tmp_path) == {"data": {"path": "${oc.env:PLANTED_TOKEN}"}, "x": "${oc.select:data.path}"}
     own = OmegaConf.create({"a": "${oc.env:PLANTED_TOKEN}", "b": "${a}/x", "c": 1e-5, "d": ["on", "1e-5", None, "é"]})
-    write_config(tmp_path, recorded(own))
-    assert read_config(tmp_path) == recorded(own)
-    assert recorded(own) == {"a": "$PLANTED_TOKEN", "b": "$PLANTED_TOKEN/x", "c": 1e-5, "d": ["on", "1e-5", None, "é"]}
-    assert plain(own)["b"] == "hf_planted/x"  # the resolver is as it was
+    write_config(tmp_path, to_dict_without_env(own))
+    assert read_config(tmp_path) == to_dict_without_env(own)
+    assert to_dict_without_env(own) == {
+        "a": "$PLANTED_TOKEN",
+        "b": "$PLANTED_TOKEN/x",
+        "c": 1e-5,
+        "d": ["on", "1e-5", None, "é"],
+    }
+    assert to_dict(own)["b"] == "hf_planted/x"  # the resolver is as it was
 
 
 def test_a_lock_has_one_owner(tmp_path):
     """Catches two that write into one place; and a lock that stays."""
-    first = locked(tmp_path / ".lock", tmp_path)
+    first = acquire_lock(tmp_path / ".lock", tmp_path)
     with pytest.raises(AiraError, match="Another process writes into"):
-        locked(tmp_path / ".lock", tmp_path)
+        acquire_lock(tmp_path / ".lock", tmp_path)
     first.release()
-    locked(tmp_path / ".lock", tmp_path).release()
+    acquire_lock(tmp_path / ".lock", tmp_path).release()
 
 
 @pytest.mark.parametrize("in_thread", [False, True])
@@ -224,7 +229,7 @@ PATHS = [
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_on_a_command_line(path):
     """Catches a path that a shell takes apart, or that Hydra's grammar or an interpolation makes another of."""
-    (argument,) = shlex.split(typed("ckpt_path", path))
+    (argument,) = shlex.split(quoted_override("ckpt_path", path))
     assert argument == override("ckpt_path", path)
     assert OmegaConf.create({"read": parse_override(argument).value()}).read == path
 
@@ -271,4 +276,4 @@ def test_a_name_of_the_hub_is_no_path(tmp_path, monkeypatch, path):
 
 def test_a_folder_that_is_closed(tmp_path):
     """Catches a traceback where the names in a folder cannot be read."""
-    assert near(tmp_path / "a" / "b") == "" and near(tmp_path / ("x" * 300)) == ""
+    assert nearest_path(tmp_path / "a" / "b") == "" and nearest_path(tmp_path / ("x" * 300)) == ""

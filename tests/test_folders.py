@@ -8,14 +8,14 @@ import pytest
 import aira.commands.shell
 from aira import folders
 from aira.config.compose import compose_config
-from aira.config.record import recorded, write_config
+from aira.config.record import to_dict_without_env, write_config
 from aira.errors import AiraError
-from aira.folders import LOCK, claim, starts_the_run
+from aira.folders import LOCK, claim, is_first_process
 
-VALUES = recorded(compose_config("train", ["seed=1"]))
-EVALUATION = recorded(compose_config("evaluate", []))
-HOLD = "import sys; from aira.files import locked; from pathlib import Path; p = Path(sys.argv[1]); "
-HOLD += "l = locked(p / '.lock', p); print('held', flush=True); sys.stdin.read()"
+VALUES = to_dict_without_env(compose_config("train", ["seed=1"]))
+EVALUATION = to_dict_without_env(compose_config("evaluate", []))
+HOLD = "import sys; from aira.files import acquire_lock; from pathlib import Path; p = Path(sys.argv[1]); "
+HOLD += "l = acquire_lock(p / '.lock', p); print('held', flush=True); sys.stdin.read()"
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_two_commands_of_one_second(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "files, there, here, told",
     [
-        (["checkpoints/last.ckpt"], VALUES, VALUES, "go on with ckpt_path="),
+        (["checkpoints/last.ckpt"], VALUES, VALUES, "resume it with ckpt_path="),
         (["checkpoints/best.ckpt"], VALUES, VALUES, "overwrite=true"),
         (["metrics.json"], VALUES, VALUES, "overwrite=true"),
         (["export/config.json"], VALUES, VALUES, "overwrite=true"),
@@ -95,10 +95,10 @@ def test_what_is_there_is_not_overwritten(made, files, there, here, told):
         (["stage.json", "logs/version_0/metrics.csv"], None, VALUES, {}),
         (["logs/version_0/metrics.csv"], VALUES, VALUES, {}),  # killed before its first checkpoint
         (["model/rows/task.jsonl"], EVALUATION, EVALUATION, {}),
-        (["checkpoints/last.ckpt"], VALUES, VALUES, {"own": True}),
-        (["checkpoints/last.ckpt"], VALUES, VALUES | {"overwrite": True}, {"own": True}),
+        (["checkpoints/last.ckpt"], VALUES, VALUES, {"resumed": True}),
+        (["checkpoints/last.ckpt"], VALUES, VALUES | {"overwrite": True}, {"resumed": True}),
         (["search.json", "study.log", "000/metrics.json"], None, VALUES | {"sweep": {"space": {}}}, {}),
-        (["multirun.yaml", "0-x/metrics.json"], None, VALUES, {"many": True}),
+        (["multirun.yaml", "0-x/metrics.json"], None, VALUES, {"multirun": True}),
     ],
 )
 def test_what_may_go_on(made, files, there, here, more):
@@ -144,12 +144,12 @@ def test_a_living_run_has_its_folder_alone(made, own):
         assert holder.stdout.readline() == "held\n"
         for values in (VALUES, VALUES | {"overwrite": True}):
             with pytest.raises(AiraError, match="Another process writes into"):
-                claim(folder, values, named=True, own=own)
+                claim(folder, values, named=True, resumed=own)
         assert (folder / "checkpoints/last.ckpt").exists() is own and (folder / ".hydra/config.yaml").exists()
     finally:
         holder.kill()
         holder.communicate()
-    claim(folder, VALUES, named=True, own=own)
+    claim(folder, VALUES, named=True, resumed=own)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_one_process_of_a_run_owns_its_folder(monkeypatch, environment, owner):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert starts_the_run() is owner
+    assert is_first_process() is owner
 
 
 @pytest.mark.parametrize("place", ["run", "run/export/deeper"])

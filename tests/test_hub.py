@@ -30,7 +30,7 @@ def hub(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr(aira.hub, "PATIENCE", 0.5)
+    monkeypatch.setattr(aira.hub, "TIMEOUT", 0.5)
     reach_hub.cache_clear()
     yield lambda address: monkeypatch.setattr(constants, "ENDPOINT", address)
     reach_hub.cache_clear()

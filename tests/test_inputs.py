@@ -42,7 +42,7 @@ KINDS = (
     Kind("folders that say no split, or two", "refused, with the names", REFUSED_FOLDERS, "data/test_layout.py"),
     Kind("names of classes", "read by the names, or refused", NAMES, "data/test_pairs_and_labels.py"),
     Kind("labels that nobody knows", "refused, with a command", HINTS, "data/test_pairs_and_labels.py"),
-    Kind("columns that fit several layouts", "told once", LAYOUTS, "data/test_sources.py"),
+    Kind("columns that fit several layouts", "reported once", LAYOUTS, "data/test_sources.py"),
     Kind("cells without a label", "the row is dropped and counted", UNLABELLED, "data/test_pairs_and_labels.py"),
     Kind(
         "one prompt in two forms", "one prompt: never on both sides of a split", SAME, "data/test_pairs_and_labels.py"
@@ -51,8 +51,13 @@ KINDS = (
     Kind("models that are damaged or foreign", "refused, with the folder", DAMAGE | USED, "models/test_damaged.py"),
     Kind("files of questions for a chat", "answered, or refused with the row", FILES, "commands/test_chat.py"),
     Kind("requests to the demo", "answered where host and origin are its own", REQUESTS, "chat/test_gate.py"),
-    Kind("a run that goes on as another", "told and recorded, or refused", CHANGES, "callbacks/test_checkpoint.py"),
-    Kind("damaged files of a run's folder", "passed over by name", STRANGE, "reports/test_page.py"),
+    Kind(
+        "a run that is resumed with other settings",
+        "reported and recorded, or refused",
+        CHANGES,
+        "callbacks/test_checkpoint.py",
+    ),
+    Kind("damaged files of a run's folder", "skipped, with a notice", STRANGE, "reports/test_page.py"),
     Kind("odd values in a run's files", "left out, or shown as they stand", ODD, "reports/test_page.py"),
     Kind("damaged parts and rows", "refused, with the file", PARTS | ROWS, "evaluation/test_no_number.py"),
     Kind("paths that are mistyped", "refused, with the nearest one", MISTYPED, "test_files.py"),

@@ -77,7 +77,7 @@ MUTATIONS = (
         "tests/methods/test_combinations.py",
     ),
     Mutation(
-        "a plan that goes on at another step",
+        "a plan that resumes at another step",
         "aira/data/plan.py",
         "at = (number - first) * self.batch_size",
         "at = (number - max(first, self.start)) * self.batch_size",

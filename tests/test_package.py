@@ -42,6 +42,8 @@ PRIVATE = {
     "_total_energy": "codecarbon",
 }
 """Names that other libraries call private, and the distribution whose next releases may lack them."""
+STANDARD = ("_replace", "_option_string_actions")
+"""Names of NamedTuple and argparse, of Python itself."""
 
 
 def private_names(file):
@@ -54,7 +56,7 @@ def private_names(file):
             found = [name.name for name in node.names]
         elif isinstance(node, ast.ImportFrom):
             found = [f"{node.module}.{name.name}" for name in node.names]
-        yield from (name for name in found if re.search(r"(^|\.)_(?!_)", name) and name != "_replace")  # NamedTuple's
+        yield from (name for name in found if re.search(r"(^|\.)_(?!_)", name) and name not in STANDARD)
 
 
 def test_a_private_name_has_an_upper_bound():

@@ -20,7 +20,7 @@ class Counted(pl.Callback, Part):
         assert not (run.folder / "export").exists() and run.metrics["steps"] == 2
         return {"counted": self.factor * sum(one.numel() for one in run.model.parameters()), "nothing": float("nan")}
 
-    def exported(self, run):
+    def on_export(self, run):
         assert (run.folder / "export" / "config.json").exists()
         (self.folder / "counted.txt").write_text(str(run.metrics["counted"]))
 

@@ -7,7 +7,7 @@ import pytest
 from aira.config.compose import compose_config
 from aira.config.spaces import examples
 from aira.errors import AiraError
-from aira.ranking import UNRANKED, blurred_by
+from aira.ranking import UNRANKED, confounders
 from aira.sweeps import _check_metric, _check_study, table
 
 CASES = [
@@ -47,8 +47,8 @@ CASES = [
 def test_what_a_setting_changes(metric, key, blurred):
     """Catches a metric that is ranked over settings that are its unit, and one that is not ranked without need."""
     runs = [{"tokenizer": "t", key: "a"}, {"tokenizer": "t", key: "b"}]
-    assert blurred_by(metric, runs) == ([key] if blurred else [])
-    assert blurred_by(metric, runs[:1] * 2) == []
+    assert confounders(metric, runs) == ([key] if blurred else [])
+    assert confounders(metric, runs[:1] * 2) == []
 
 
 def test_what_is_no_quality():
@@ -112,8 +112,8 @@ def test_a_choice_of_odd_texts():
 @pytest.mark.parametrize(
     "content, told",
     [
-        (b'{"a": 1}\n{"b', "passed over"),
-        (b'{"b', "passed over"),
+        (b'{"a": 1}\n{"b', "is skipped"),
+        (b'{"b', "is skipped"),
         (b"garbage\n", "is damaged"),
         (b"[1]\n", "is damaged"),
         (bytes(range(256)), "is damaged"),

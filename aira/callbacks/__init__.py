@@ -1,1 +1,1 @@
-"""What happens beside the training steps: checkpoints, samples, throughput, emissions, loggers."""
+"""Callbacks of training: checkpoints, signals, samples, scores, throughput, emissions, progress."""

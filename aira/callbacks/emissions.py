@@ -5,14 +5,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from aira.parts import Finished, Part
+from aira.parts import Part, RunEnd
 
 
 def start_tracker(country: str) -> Any:
-    """Start measuring with CodeCarbon's offline tracker: no network is asked, nothing is written.
+    """Start CodeCarbon's offline tracker, which uses no network and writes no file.
 
     Args:
-        country: three-letter ISO code; the carbon intensity of its energy mix is taken.
+        country: three-letter ISO code of the country whose energy mix gives the carbon intensity.
     """
     from codecarbon import OfflineEmissionsTracker
 
@@ -25,13 +25,13 @@ def start_tracker(country: str) -> Any:
 
 
 def energy(tracker: Any, stop: bool = False) -> dict[str, float]:
-    """kWh and kg of CO2 equivalents since the start."""
+    """The energy in kWh and the kg of CO2 equivalents since the start."""
     carbon = (tracker.stop() if stop else tracker.flush()) or 0.0
     return {"energy_kwh": tracker._total_energy.kWh, "co2_kg": carbon}
 
 
 class Emissions(pl.Callback, Part):
-    """Measures the run, with the parts before it was gone on with.
+    """Measures the energy and emissions of the run, including the time before it was resumed.
 
     Args:
         country: see `start_tracker`.
@@ -48,7 +48,7 @@ class Emissions(pl.Callback, Part):
         return self._with_before(energy(self.tracker)) if self.tracker else self.measured
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on adding to them."""
+        """Restore them, to be added to."""
         self.before = self.measured = state_dict
 
     def _with_before(self, figures: dict[str, float]) -> dict[str, float]:
@@ -65,7 +65,7 @@ class Emissions(pl.Callback, Part):
             self.measured = self._with_before(energy(self.tracker, stop=True))
             self.tracker = None
 
-    def finish(self, run: Finished) -> dict[str, float]:
+    def finish(self, run: RunEnd) -> dict[str, float]:
         """The figures of the whole run."""
         return {f"emissions/{name}": value for name, value in self.measured.items()}
 

@@ -8,22 +8,22 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar, with the steps of the run in place of its single epoch, and large numbers without fractions."""
+    """Lightning's bar, over the steps of the run and not its single epoch, with large numbers rounded."""
 
     def __init__(self) -> None:
-        super().__init__(refresh_rate=1 if sys.stdout.isatty() else 50)  # a file gets a line now and then
+        super().__init__(refresh_rate=1 if sys.stdout.isatty() else 50)  # fewer lines in a file
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """A bar for the whole run, from the step that it begins or goes on at."""
+        """Set the bar to the whole run, from the step at which it starts or resumes."""
         super().on_train_start(trainer)
         self.train_progress_bar.total, self.train_progress_bar.initial = trainer.max_steps, trainer.global_step
         self.train_progress_bar.set_description("Training")
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """Lightning would start the bar over."""
+        """Do nothing: Lightning would reset the bar."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """What stands at the bar's end."""
+        """The metrics at the end of the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return {

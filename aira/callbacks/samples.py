@@ -6,18 +6,18 @@ import pytorch_lightning as pl
 from torch import nn
 
 from aira.data.module import DataModule, Split
-from aira.files import add_lines, as_json
+from aira.files import append_lines, as_json
 from aira.inference.generation import answer
-from aira.parts import Begun, Finished, Part, log_table
+from aira.parts import Part, RunEnd, RunStart, log_table
 
 
 class Samples(pl.Callback, Part):
-    """Answers fixed questions every n steps, to the console, samples.jsonl and loggers; at the end counts exact ones.
+    """Answers fixed questions every n steps, and counts exact answers at the end; see samples.jsonl and the loggers.
 
     Args:
-        questions: what is asked.
+        questions: the questions.
         every_n_steps: optimizer steps between two rounds.
-        max_new_tokens: the longest answer.
+        max_new_tokens: the length limit of an answer.
         exact_match: how many training and how many held-out prompts are answered at the end; 0 for none.
     """
 
@@ -29,26 +29,26 @@ class Samples(pl.Callback, Part):
         self.answers: list[tuple[str, str]] = []
         self.exact: dict[str, tuple[float, int]] = {}
 
-    def begin(self, run: Begun) -> "Samples":
-        """Know where to write, and how to ask."""
-        assert run.tokenizer is not None  # of the model that is trained
+    def begin(self, run: RunStart) -> "Samples":
+        """Take the folder and the tokenizer of the run."""
+        assert run.tokenizer is not None  # a training run has one
         self.folder, self.tokenizer = run.folder, run.tokenizer
         return self
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        """Ask every n steps."""
+        """Answer the questions every n steps."""
         if trainer.global_step % self.every_n_steps == 0:
             model = module.whole_model()  # type: ignore[operator]
             if trainer.is_global_zero:
                 self._ask(model, f"at step {trainer.global_step}", trainer.loggers, trainer.global_step)
 
-    def finish(self, run: Finished) -> dict[str, float]:
-        """Ask a last time, and count exact answers of both splits.
+    def finish(self, run: RunEnd) -> dict[str, float]:
+        """Answer the questions a last time, and count exact answers on both splits.
 
         Returns:
-            `exact_match/train` and `exact_match/val`, fractions; nothing where `exact_match` is 0.
+            `exact_match/train` and `exact_match/val`, fractions; nothing if `exact_match` is 0.
         """
         self._ask(run.model, "at the end", run.trainer.loggers, run.trainer.global_step)
         if self.limit:
@@ -58,7 +58,7 @@ class Samples(pl.Callback, Part):
         return {f"exact_match/{name}": rate for name, (rate, _) in self.exact.items()}
 
     def summary(self) -> list[str]:
-        """How many answers were exact, and one of them."""
+        """The fractions of exact answers, and one answer."""
         names = {"train": "training prompts", "val": "held-out paraphrases"}
         lines = [
             f"  exact answers to {names[name]:20} {rate:.2f} of {number}" for name, (rate, number) in self.exact.items()
@@ -66,25 +66,25 @@ class Samples(pl.Callback, Part):
         return [*lines, *(f"\nQuestion: {question}\nAnswer:   {text}" for question, text in self.answers[:1])]
 
     def _ask(self, model: nn.Module, when: str, loggers: list[Any], step: int) -> None:
-        asked = [[{"role": "user", "content": question}] for question in self.questions]
-        answers = answer(model, self.tokenizer, asked, self.max_new_tokens)
+        conversations = [[{"role": "user", "content": question}] for question in self.questions]
+        answers = answer(model, self.tokenizer, conversations, self.max_new_tokens)
         self.answers = [(question, text) for question, (text,) in zip(self.questions, answers, strict=True)]
         print("\n".join([f"\nAnswers {when}:", *(f"  {question}\n    {text}" for question, text in self.answers)]))
         rows = ({"step": step, "question": question, "answer": text} for question, text in self.answers)
-        add_lines(self.folder / "samples.jsonl", (as_json(row, ensure_ascii=False) for row in rows))
+        append_lines(self.folder / "samples.jsonl", (as_json(row, ensure_ascii=False) for row in rows))
         log_table(loggers, "samples", ["question", "answer"], [list(pair) for pair in self.answers], step)
 
     def _exact_match(self, model: nn.Module, data: DataModule, split: Split) -> tuple[float, int]:
-        """The fraction of a split's first rows whose answer is the completion, letter for letter, and their number.
+        """The fraction of a split's first rows whose answer equals the completion, and their number.
 
-        Rows that were cut to data.max_length are left out: their completion was not learnt as a whole.
+        Rows that were cut to data.max_length are left out, since the model has not seen their whole completion.
         """
-        whole = split.index[~split.cut][: self.limit]
-        if not len(whole):
+        rows = split.index[~split.cut][: self.limit]
+        if not len(rows):
             return 0.0, 0
-        conversations = [example.conversations[0] for example in data.examples(split, whole)]
-        asked = [messages[:-1] for messages in conversations]
+        conversations = [example.conversations[0] for example in data.examples(split, rows)]
+        prompts = [messages[:-1] for messages in conversations]
         longest = max(len(self.tokenizer.encode(messages[-1]["content"])) for messages in conversations)
-        answers = answer(model, self.tokenizer, asked, longest + 1)
-        right = sum(text == messages[-1]["content"].strip() for (text,), messages in zip(answers, conversations))
-        return right / len(conversations), len(conversations)
+        answers = answer(model, self.tokenizer, prompts, longest + 1)
+        exact = sum(text == messages[-1]["content"].strip() for (text,), messages in zip(answers, conversations))
+        return exact / len(conversations), len(conversations)

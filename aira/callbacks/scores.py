@@ -1,4 +1,4 @@
-"""What a scorer makes of held-out texts: the highest and the lowest scores, and the pairs that it ranks wrongly."""
+"""A scorer's scores of held-out texts: the highest, the lowest, and the pairs that are ranked wrongly."""
 
 from typing import Any
 
@@ -7,20 +7,20 @@ import pytorch_lightning as pl
 
 from aira.data.module import DataModule
 from aira.data.schemas import Message
-from aira.files import write_whole
-from aira.parts import Begun, Finished, Part, log_table
+from aira.files import write_atomically
+from aira.parts import Part, RunEnd, RunStart, log_table
 
-SHOWN = 60
-"""Characters of a text on the console; loggers get it whole."""
+MAX_CHARACTERS = 60
+"""Characters of a text on the console; loggers get the whole text."""
 
 
 class Scores(pl.Callback, Part):
-    """A table of validation texts after each validation, for the loggers; at the end, to the console too.
+    """Logs a table of validation texts after each validation, and prints it at the end.
 
-    All scores of the last validation stand in `scores.csv`.
+    `scores.csv` has all scores of the last validation.
 
     Args:
-        count: texts of each sort: highest, lowest, and (for pairs) wrongly ranked, the worst first.
+        count: number of texts of each sort: highest, lowest, and (for pairs) wrongly ranked, the worst first.
     """
 
     head = "score"
@@ -28,8 +28,8 @@ class Scores(pl.Callback, Part):
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def begin(self, run: Begun) -> "Scores":
-        """Know where to write."""
+    def begin(self, run: RunStart) -> "Scores":
+        """Take the folder of the run."""
         self.folder = run.folder
         return self
 
@@ -41,23 +41,23 @@ class Scores(pl.Callback, Part):
             columns = ["sort", "score", "prompt", "text"]
             log_table(trainer.loggers, "scores", columns, self.table(module, data), trainer.global_step)
 
-    def finish(self, run: Finished) -> dict[str, float]:
+    def finish(self, run: RunEnd) -> dict[str, float]:
         """Print the table of the last validation."""
         if hasattr(run.module, "scores"):
             print("\nHeld-out texts by score:")
             for sort, score, _, text in self.table(run.module, run.data):
-                shown = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
-                print(f"  {sort:18} {score:8.3f}  {' '.join(shown.split())}")
+                short = text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"
+                print(f"  {sort:18} {score:8.3f}  {' '.join(short.split())}")
         return {}
 
     def _write(self, module: Any, data: DataModule) -> None:
-        """Row of the data's source, branch, class (-1 where there is none) and score of every text."""
+        """Write the source row, branch, class (-1 if there is none) and score of every text."""
         labels = data.validation.labels_of(module.indices)
         lines = ["row,branch,label,score"]
         for row, classes, scores in zip(module.indices, labels, module.scores, strict=True):
             for branch, score in enumerate(scores):
                 lines.append(f"{row},{branch},{classes[branch] if len(classes) else -1},{score:.6g}")
-        write_whole(self.folder / "scores.csv", "\n".join([*lines, ""]))
+        write_atomically(self.folder / "scores.csv", "\n".join([*lines, ""]))
 
     def table(self, module: Any, data: DataModule) -> list[list[Any]]:
         """Rows of sort, score, prompt and text; for wrongly ranked pairs, chosen and rejected follow each other."""

@@ -1,4 +1,4 @@
-"""Ending a run when a user or a cluster asks for it, with nothing lost."""
+"""Stops a run on a signal from a user or a cluster, with nothing lost."""
 
 import signal
 import sys
@@ -8,18 +8,19 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from aira.callbacks.checkpoint import Checkpoints, validates
-from aira.errors import Stopped, taken
-from aira.files import Output, typed
+from aira.callbacks.checkpoint import Checkpoints, validation_follows
+from aira.errors import Stopped, handled_signals
+from aira.files import Output, quoted_override
 
 
 class Signals(pl.Callback):
-    """Writes a checkpoint after the step that a signal falls into, or after the validation that follows it, and stops.
+    """On a signal, writes a checkpoint after the current step, or after the validation that follows it, and stops.
 
-    So it does where nobody reads the output any more: a pipe's reader has ended (SIGPIPE), a terminal is gone (SIGHUP).
+    The same happens if nobody reads the output any more: a pipe's reader has ended (SIGPIPE), or a terminal was closed
+    (SIGHUP).
 
-    Before training there is nothing to save, and the run stops at once; so it does at a second signal. A signal to any
-    of several processes stops all of them at the same step. It comes after all other callbacks.
+    Before training there is nothing to save, and the run stops at once, as it does at a second signal. A signal to any
+    of several processes stops all of them at the same step. This callback has to come after all others.
     """
 
     def __init__(self) -> None:
@@ -28,15 +29,15 @@ class Signals(pl.Callback):
         self.idle = "before the first step."
 
     def __enter__(self) -> "Signals":
-        """Take the signals."""
-        self.before = {signum: signal.getsignal(signum) for signum in taken()}
+        """Install the handlers."""
+        self.before = {signum: signal.getsignal(signum) for signum in handled_signals()}
         self._install()
         self.streams = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = (Output(stream, self._unread) for stream in self.streams)
+        sys.stdout, sys.stderr = (Output(stream, self._handle_closed) for stream in self.streams)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        """Give them back, for whoever called from Python."""
+        """Restore the handlers, for a caller from Python."""
         self._install(self.before)
         sys.stdout, sys.stderr = self.streams
 
@@ -45,8 +46,8 @@ class Signals(pl.Callback):
             for signum in self.before:
                 signal.signal(signum, handlers[signum] if handlers else self._receive)
 
-    def _unread(self, signum: int) -> None:
-        """A reader of the output is gone: as if this signal had come, once."""
+    def _handle_closed(self, signum: int) -> None:
+        """Handle a closed output like a signal, once."""
         if threading.current_thread() is not threading.main_thread():
             self.received = self.received or signum
         elif not self.received:
@@ -54,7 +55,7 @@ class Signals(pl.Callback):
 
     def _receive(self, signum: int, frame: Any) -> None:
         for each in self.before:
-            # both the terminal and the shell tell of its end
+            # the terminal and the shell both send SIGHUP
             signal.signal(each, signal.SIG_IGN if signum == each == signal.SIGHUP else signal.SIG_DFL)
         self.received, name = signum, signal.Signals(signum).name
         if not self.training:
@@ -62,21 +63,21 @@ class Signals(pl.Callback):
         print(f"\n{name}: the run stops after this step; a second signal stops it at once.", flush=True)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Lightning has put handlers of its own in place by now, which save nothing."""
+        """Install the handlers again: Lightning has replaced them by its own, which save nothing."""
         self.training = True
         self._install()
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """All is saved but the export."""
+        """From now on a signal stops the run at once: all but the export is saved."""
         self.training = False
-        way_on = " Go on with ckpt_path=last." * bool(_checkpoints(trainer))
-        self.idle = f"after the last step, with no export written yet.{way_on}"
+        advice = " Resume with ckpt_path=last." * bool(_checkpoints(trainer))
+        self.idle = f"after the last step, with no export written yet.{advice}"
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         """Stop here, unless a validation follows."""
-        if not validates(trainer, index):
+        if not validation_follows(trainer, index):
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -91,10 +92,10 @@ class Signals(pl.Callback):
         message = f"Stopped by {signal.Signals(signum).name} after step {trainer.global_step}."
         for callback in _checkpoints(trainer):
             callback.save_last(trainer)
-            message += f" Go on with ckpt_path=last, or {typed('ckpt_path', callback.folder / 'last.ckpt')}."
+            message += f" Resume with ckpt_path=last, or {quoted_override('ckpt_path', callback.folder / 'last.ckpt')}."
         raise Stopped(signum, message)
 
 
 def _checkpoints(trainer: pl.Trainer) -> list[Checkpoints]:
-    """What writes checkpoints; a configuration may leave it out."""
+    """The callbacks that write checkpoints; a configuration may have none."""
     return [callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)]  # type: ignore[attr-defined]

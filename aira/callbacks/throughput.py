@@ -1,4 +1,4 @@
-"""How fast the training is and how much memory it takes."""
+"""Training speed and memory."""
 
 import resource
 from typing import Any
@@ -8,16 +8,15 @@ import torch
 
 from aira.data.batches import Batch
 from aira.methods.base import Method
-from aira.parts import Finished, Part
+from aira.parts import Part, RunEnd
 
 
 class Throughput(pl.Callback, Part):
     """Logs tokens and examples a second, over all ranks, and the peak memory of rank 0 in GiB.
 
-    Counted are the tokens that the model reads: of a packed tree the shared prefix once and each branch, of an
-    encoder's rows each branch whole; neither padding nor rows that are run for nothing. The time goes from the end of a
-    step to the end of the next, with the wait for data, without validation, samples and checkpoints; see
-    `Method.step_seconds`.
+    Tokens are those that the model reads: in a packed tree the shared prefix once and each branch, in an encoder's rows
+    each whole branch; padding and filler rows do not count. The time of a step is from the end of the step before it to
+    its own end, including the wait for data, but not validation, samples and checkpoints; see `Method.step_seconds`.
     """
 
     def __init__(self) -> None:
@@ -25,11 +24,11 @@ class Throughput(pl.Callback, Part):
         self.seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums so far, for a run that is gone on with."""
+        """The sums so far, for a resumed run."""
         return {name: getattr(self, name) for name in ("tokens", "examples", "seconds")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on adding to them."""
+        """Restore the sums."""
         vars(self).update(state_dict)
 
     def on_train_batch_end(
@@ -42,13 +41,13 @@ class Throughput(pl.Callback, Part):
         self.examples += batch.examples
         module.log("tokens_per_second", self.tokens / self.seconds, prog_bar=True, logger=False)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            module.log_dict({f"perf/{name}": value for name, value in self.measured().items()})
+            module.log_dict({f"perf/{name}": value for name, value in self.averages().items()})
 
-    def finish(self, run: Finished) -> dict[str, float]:
+    def finish(self, run: RunEnd) -> dict[str, float]:
         """The averages."""
-        return {f"perf/{name}": value for name, value in self.measured().items()}
+        return {f"perf/{name}": value for name, value in self.averages().items()}
 
-    def measured(self) -> dict[str, float]:
+    def averages(self) -> dict[str, float]:
         """Averages over the run; the memory is that of this process."""
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated() / 2**30

@@ -18,7 +18,7 @@ from aira.data.schemas import BadRow, Message
 from aira.data.tokenize import tokenizer_hash
 from aira.data.trees import Tree
 from aira.errors import AiraError
-from aira.files import locate, passed_over
+from aira.files import locate, report_skipped
 from aira.inference.generation import answer, prompt_ids
 from aira.inference.scorers import ScoringModel
 from aira.models.families import context_length, score_label
@@ -290,7 +290,7 @@ def language_of(path: str) -> str | None:
             try:
                 language = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("language")
             except Exception as error:  # a card is a text of others, and any part of YAML
-                passed_over(card, error)
+                report_skipped(card, error)
                 return None
             return language if isinstance(language, str) else None
     return None

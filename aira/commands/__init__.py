@@ -1,1 +1,1 @@
-"""What a user can start, one file each."""
+"""The commands, a module each."""

@@ -1,6 +1,6 @@
 """`aira demo`: the chat in a browser, with its candidates, and a search in a data set.
 
-It is served to this machine alone, unless demo.host says otherwise.
+It is served only to this machine, unless demo.host says otherwise.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""`aira evaluate model.path=<run>/export eval=aira-en`: measure models; `--help` lists the choices."""
+"""`aira evaluate model.path=<run>/export eval=aira-en`: evaluate models; `--help` lists the choices."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from aira.config.conf import CONF
 
 
 def main() -> None:
-    """Check the command line, and measure."""
+    """Check the command line, and evaluate."""
     check("evaluate")
     _run()
 
@@ -18,7 +18,7 @@ def main() -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 @readable_errors
 def _run(cfg: DictConfig) -> Any:
-    from aira.evaluating import evaluate  # torch is imported only once the configuration is known to be right
+    from aira.evaluating import evaluate  # torch is imported only after the configuration was checked
 
     return evaluate(cfg)
 

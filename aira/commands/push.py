@@ -1,6 +1,6 @@
-"""`aira push run=outputs/<date>/<run> repo=<user>/<name>`: an export to the hub, once it was shown.
+"""`aira push run=outputs/<date>/<run> repo=<user>/<name>`: show the files of an export, and send them to the hub.
 
-The card is written anew before, with what evaluations found since. Nothing is sent without `push=true`.
+The model card is updated first, with later evaluations. Nothing is sent without `push=true`.
 """
 
 import re
@@ -14,13 +14,13 @@ from aira.commands.shell import command
 from aira.config.compose import compose_settings
 from aira.config.schema import Push
 from aira.errors import AiraError, reason_of
-from aira.files import near, run_of_export, write_whole
+from aira.files import nearest_path, run_of_export, write_atomically
 from aira.hub import reach_hub
 
 
 @command("push")
 def main() -> None:
-    """Compose conf/push.yaml with the command line, show what would go, and send it where that is asked for."""
+    """Compose conf/push.yaml with the command line, show what would be sent, and send it with push=true."""
     settings = compose_settings(Push, sys.argv[1:])
     push(settings.run, settings.repo, private=settings.private, send=settings.push)
 
@@ -30,38 +30,38 @@ def push(run: str, repo: str, *, private: bool, send: bool) -> None:
 
     Args:
         run: a run's folder, or its export.
-        repo: `<user or organisation>/<name>` on the hub; made where it does not exist.
-        private: whether a repository that is made is private.
-        send: whether anything is sent.
+        repo: `<user or organisation>/<name>` on the hub; created if it does not exist.
+        private: whether a repository that is created is private.
+        send: whether to send anything.
 
     Raises:
-        AiraError: no such run, no name of a repository, there is no login, or the hub refuses.
+        AiraError: there is no such run, the repository's name is not valid, there is no login, or the hub refuses.
     """
     folder = run_of_export(run)
     if folder is None:
-        there = "" if Path(run).expanduser().exists() else near(Path(run).expanduser())
+        suggestion = "" if Path(run).expanduser().exists() else nearest_path(Path(run).expanduser())
         raise AiraError(
-            f"run={run}: this is no folder of a run with an export.{there} Runs are in outputs/, by their days."
+            f"run={run}: this is no folder of a run with an export.{suggestion} Runs are in outputs/<date>/."
         )
-    odd = re.search(r"--|\.\.|[-.](/|$)|(^|/)[-.]|\.git$", repo)  # as the hub has it
-    if odd or not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or len(repo) > 96:
+    forbidden = re.search(r"--|\.\.|[-.](/|$)|(^|/)[-.]|\.git$", repo)  # the hub's rules
+    if forbidden or not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or len(repo) > 96:
         raise AiraError(f"repo={repo}: a repository's name is <user or organisation>/<name>.")
     from aira.models.export import model_card
     from aira.reports.runs import read_run
 
-    made, export = read_run(folder), folder / "export"
+    finished, export = read_run(folder), folder / "export"
     for file in export.rglob("*"):
         if not file.resolve().is_relative_to(export.resolve()):
             raise AiraError(
                 f"{file} leads out of the export, and is not sent: put the file itself there, or remove it."
             )
     try:
-        card = model_card(made.values, made.metrics, made.environment, made.evaluations)
+        card = model_card(finished.values, finished.metrics, finished.environment, finished.evaluations)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AiraError(
             f"{folder}/.hydra/config.yaml is not the configuration of a training run ({error!r})."
         ) from error
-    write_whole(export / "README.md", card)
+    write_atomically(export / "README.md", card)
     files = sorted(file for file in export.rglob("*") if file.is_file())
     print(
         f"{ModelCard(card).content}\n\nTo https://huggingface.co/{repo}" + (", private if it is new:" * private or ":")
@@ -75,7 +75,9 @@ def push(run: str, repo: str, *, private: bool, send: bool) -> None:
     api = HfApi()
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        print(f"Sent: {api.upload_folder(repo_id=repo, folder_path=export, commit_message=f'{made.name}, by Aira')}")
+        print(
+            f"Sent: {api.upload_folder(repo_id=repo, folder_path=export, commit_message=f'{finished.name}, by Aira')}"
+        )
     except (LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         raise AiraError(f"The hub did not take it: {reason_of(error)} (`hf auth login` logs in.)") from error
 

@@ -1,4 +1,4 @@
-"""`aira report runs=outputs/<date>/<run>`: a page, and a report of Weights & Biases, on finished runs."""
+"""`aira report runs=outputs/<date>/<run>`: an HTML report, and a Weights & Biases report, on finished runs."""
 
 import sys
 from pathlib import Path
@@ -7,30 +7,30 @@ from aira.commands.shell import command
 from aira.config.compose import compose_settings
 from aira.config.schema import Report
 from aira.errors import AiraError
-from aira.files import check_writable, write_whole
+from aira.files import check_writable, write_atomically
 
 OURS = b'<meta name="generator" content="Aira">'
-"""What stands in the head of a page that this command has written."""
+"""A line in the head of every report that this command writes."""
 
 
 @command("report")
 def main() -> None:
-    """Compose conf/report.yaml with the command line, and write what it asks for."""
+    """Compose conf/report.yaml with the command line, and write the report."""
     settings = compose_settings(Report, sys.argv[1:])
     folders = [settings.runs] if isinstance(settings.runs, str) else settings.runs
     output = Path(settings.output or Path(folders[0]) / "report.html")
     if output.exists() and not output.is_file():
         raise AiraError(f"output={output} is no file. Name one: output=<file>.html.")
     if output.exists() and OURS not in output.read_bytes()[:1000]:
-        raise AiraError(f"output={output} is there, and is no page of Aira's. Name another file: output=<file>.html.")
+        raise AiraError(f"output={output} exists, and is no report of Aira's. Name another file: output=<file>.html.")
     check_writable("output", str(output.parent))
-    from aira.reports.page import page  # matplotlib is imported only once the command line is known to be right
+    from aira.reports.page import page  # matplotlib is imported only after the command line was checked
     from aira.reports.runs import find_runs
 
-    found = {run.folder.resolve(): run for folder in folders for run in find_runs(Path(folder))}
-    runs = list(found.values())  # each once, where a folder is in another one that is named
+    by_folder = {run.folder.resolve(): run for folder in folders for run in find_runs(Path(folder))}
+    runs = list(by_folder.values())  # each once, also if one of the folders is in another
     title = settings.title or Path(folders[0]).resolve().name
-    write_whole(output, page(runs, title))
+    write_atomically(output, page(runs, title))
     print(output)
     if settings.wandb:
         from aira.reports.wandb import report

@@ -1,4 +1,4 @@
-"""What happens between the shell and a run: checks before Hydra starts, and errors as one message."""
+"""From the shell to a run: checks before Hydra starts, and errors as one message."""
 
 import contextlib
 import errno
@@ -21,12 +21,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ValueType
 from omegaconf import DictConfig
 
-from aira.commands.resume import begun, named_folder, resume, scheduled
-from aira.config.compose import chosen_model, compose_config, composed_value, defaults_of, validated
-from aira.config.conf import CONFIG_DIR, conf_file, hiding
-from aira.config.help import described
-from aira.config.overrides import in_place_of, parse_override
-from aira.config.record import recorded
+from aira.commands.resume import named_folder, process_count, restarted_checkpoint, resume
+from aira.config.compose import chosen_model, compose_config, composed_value, defaults_of, typed_settings
+from aira.config.conf import CONFIG_DIR, conf_file, replacing_files
+from aira.config.help import describe
+from aira.config.overrides import parse_override, translate_option
+from aira.config.record import to_dict_without_env
 from aira.config.schema import DPO, Evaluate, Sweep, Train
 from aira.config.spaces import examples
 from aira.config.values import notices
@@ -34,11 +34,11 @@ from aira.errors import AiraError, Stopped, reason_of
 from aira.files import (
     check_exists,
     check_writable,
+    discard_output,
     no_room,
     override,
-    throw_away,
 )
-from aira.folders import LOCK, claim, differing_from, starts_the_run
+from aira.folders import LOCK, claim, config_differences, is_first_process
 
 HYDRA_OPTIONS = (
     *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r"),
@@ -51,12 +51,12 @@ HYDRA_OPTIONS = (
 def check(config_name: str) -> None:
     """Check the command line in `sys.argv` before Hydra runs, and resolve `ckpt_path`.
 
-    A run that goes on from a checkpoint of its own kind goes on in that run's folder. Exits with status 2 and one
-    message where something is wrong.
+    A resumed run writes to the folder of its checkpoint. If something is wrong, prints one message and exits with
+    status 2.
     """
-    _replace_what_cannot_be_shown()
+    _replace_unencodable()
     try:
-        _find_the_users_own()
+        _find_user_files()
     except AiraError as error:
         fail(error)
     parser = get_args_parser()
@@ -72,12 +72,12 @@ def check(config_name: str) -> None:
     arguments.overrides += model
     sys.argv += model
     if arguments.help or arguments.hydra_help or arguments.info:
-        _end_with_the_reader()
+        _end_on_broken_pipe()
         return _describe(config_name, arguments.overrides) if arguments.help else None
     if arguments.shell_completion or arguments.config_name:
         return
     try:
-        with _files_told():
+        with _report_file_errors():
             _check(config_name, arguments)
     except AiraError as error:
         fail(error, debug="debug=true" in arguments.overrides)
@@ -88,28 +88,28 @@ def _check(config_name: str, arguments: Namespace) -> None:
     if arguments.multirun and arguments.cfg:
         raise AiraError("--cfg shows one composition: leave out --multirun (-m).")
     if arguments.multirun:
-        parsed = [parse_override(override) for override in arguments.overrides]
-        unlisted = (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP)  # the sweeper knows their values
-        values_of = [
-            [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
-            if one.is_sweep_override()
-            else [str(one.input_line)]
-            for one in parsed
-            if one.value_type not in unlisted
+        parsed = [parse_override(text) for text in arguments.overrides]
+        unlisted = (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP)  # only the sweeper knows their values
+        choices = [
+            [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
+            if each.is_sweep_override()
+            else [str(each.input_line)]
+            for each in parsed
+            if each.value_type not in unlisted
         ]
-        trials = [list(overrides) for overrides in itertools.product(*values_of)]
+        trials = [list(overrides) for overrides in itertools.product(*choices)]
     else:
         trials = [arguments.overrides]
     for overrides in trials:
         cfg = compose_config(config_name, overrides)
-        chosen = next((text for text in overrides if "chdir" in text), None)
-        if chosen and composed_value(config_name, overrides, "hydra.job.chdir") == "True":
+        chdir = next((text for text in overrides if "chdir" in text), None)
+        if chdir and composed_value(config_name, overrides, "hydra.job.chdir") == "True":
             raise AiraError(
-                f"{chosen}: the paths of a configuration begin where the command is given. Leave it out; "
+                f"{chdir}: the paths of a configuration are relative to the folder of the command. Leave it out; "
                 "hydra.run.dir=<folder> is where a run writes."
             )
         is_run = config_name == "train"
-        settings: Train | Evaluate = validated(cfg, Train) if is_run else validated(cfg, Evaluate)
+        settings: Train | Evaluate = typed_settings(cfg, Train) if is_run else typed_settings(cfg, Evaluate)
         if not arguments.cfg:
             for key, path in _paths(settings):
                 check_exists(key, path)
@@ -118,51 +118,51 @@ def _check(config_name: str, arguments: Namespace) -> None:
             if isinstance(settings, Train) and isinstance(settings.sweep, Sweep):
                 for example in examples(settings.sweep.space):
                     compose_config(config_name, [*overrides, example])
-        if starts_the_run():
+        if is_first_process():
             for notice in notices(settings):
                 print(f"Notice: {notice}", file=sys.stderr)
     if arguments.cfg:
         return
-    own = None
+    resumed = None
     if isinstance(settings, Train):
         _check_one_folder(arguments.overrides)
-        ckpt_path = begun(arguments.overrides) or settings.ckpt_path
+        ckpt_path = restarted_checkpoint(arguments.overrides) or settings.ckpt_path
         if not arguments.multirun and ckpt_path:
-            own = resume(ckpt_path, settings, recorded(cfg), named_folder(arguments.overrides))
-    if starts_the_run():
-        _claim(config_name, arguments.overrides, recorded(cfg), own, arguments.multirun)
+            resumed = resume(ckpt_path, settings, to_dict_without_env(cfg), named_folder(arguments.overrides))
+    if is_first_process():
+        _claim(config_name, arguments.overrides, to_dict_without_env(cfg), resumed, arguments.multirun)
 
 
 def _describe(config_name: str, names: list[str]) -> None:
-    """Tell of the groups and keys that are named after --help, if any, and end."""
+    """Print help on the groups and keys that are named after --help, if any, and exit."""
     try:
         for name in names:
-            print(described(config_name, name))
+            print(describe(config_name, name))
     except AiraError as error:
         fail(error)
     if names:
         sys.exit(0)
 
 
-def _replace_what_cannot_be_shown() -> None:
-    """Where an output has no sign for a character, as in ASCII, it gets a question mark, and the run goes on."""
+def _replace_unencodable() -> None:
+    """Have outputs print a question mark for a character that their encoding lacks, as ASCII, and not fail."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # it was closed before the command began
+        if getattr(sys, name) is None:  # it was closed before the command started
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
-def _end_with_the_reader() -> None:
-    """Leave without a word where nobody reads on, as behind `| head`: Hydra has a traceback for it."""
+def _end_on_broken_pipe() -> None:
+    """End silently on a broken pipe, as behind `| head`, for which Hydra prints a traceback."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
-def _find_the_users_own() -> None:
-    """Look for groups and options in the folder of --config-dir first, in the processes of this command, too.
+def _find_user_files() -> None:
+    """Search the folder of --config-dir first for groups and options, also in the processes of this command.
 
-    Modules of the user's own, which a configuration may name, are found where the command is given.
+    The user's own modules, which a configuration may name, are found in the current folder.
     """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -175,41 +175,41 @@ def _find_the_users_own() -> None:
             os.environ[CONFIG_DIR] = str(Path(folder).resolve())
             del sys.argv[i : i + 1 + ("=" not in argument)]
             break
-    mine = [str(file) for file in hiding()]
-    if mine and starts_the_run():
-        print(f"Notice: taken in place of Aira's own of the same name: {', '.join(mine)}.", file=sys.stderr)
+    files = [str(file) for file in replacing_files()]
+    if files and is_first_process():
+        print(f"Notice: used in place of Aira's own of the same name: {', '.join(files)}.", file=sys.stderr)
 
 
-def _check_options(config_name: str, own: Sequence[str]) -> None:
-    """Answer options as other trainers have them by what is written here: `--lr 3` is optimizer.lr=3.
+def _check_options(config_name: str, known: Sequence[str]) -> None:
+    """Refuse options of other trainers, with the overrides to use instead: `--lr 3` is optimizer.lr=3.
 
     Args:
-        own: the options that the command has.
+        known: the options that the command has.
     """
-    written, wrong, name, at = [], [], config_name, 1
-    while at < len(sys.argv):
-        text = sys.argv[at]
+    corrected, wrong, name, position = [], [], config_name, 1
+    while position < len(sys.argv):
+        text = sys.argv[position]
         option, equals, value = text.partition("=")
-        following = sys.argv[at + 1] if at + 1 < len(sys.argv) else ""
-        at += 1
+        following = sys.argv[position + 1] if position + 1 < len(sys.argv) else ""
+        position += 1
         if text == "--":
-            name = "train"  # what stands behind is for the training runs of a pipeline
-        if not re.match(r"--?[A-Za-z]", text) or any(one.startswith(option) for one in own if len(option) > 1):
-            written.append(shlex.quote(text))
+            name = "train"  # the overrides that follow are for the training runs of a pipeline
+        if not re.match(r"--?[A-Za-z]", text) or any(each.startswith(option) for each in known if len(option) > 1):
+            corrected.append(shlex.quote(text))
             continue
-        taken = not equals and following and not re.match(r"-[^\d.]|[\w.]+=", following)
-        given = value if equals else following if taken else None
-        at += bool(taken)
-        wrong.append(text if equals or given is None else f"{text} {given}")
-        written.append(in_place_of(option, given, defaults_of(name), name))
+        has_value = not equals and following and not re.match(r"-[^\d.]|[\w.]+=", following)
+        argument = value if equals else following if has_value else None
+        position += bool(has_value)
+        wrong.append(text if equals or argument is None else f"{text} {argument}")
+        corrected.append(translate_option(option, argument, defaults_of(name), name))
     if wrong:
-        command = f"aira {Path(sys.argv[0]).stem} {' '.join(written)}"
+        command = f"aira {Path(sys.argv[0]).stem} {' '.join(corrected)}"
         raise AiraError(f"{', '.join(wrong)}: settings are written as key=value: {command}")
 
 
 def _check_one_folder(overrides: list[str]) -> None:
-    """Processes that a scheduler has started compose each for itself, and would each take a folder by its own clock."""
-    processes = scheduled()
+    """Require a named folder for processes of a scheduler: each would name a folder by its own clock."""
+    processes = process_count()
     if processes > 1 and named_folder(overrides) is None:
         raise AiraError(
             f"{processes} processes were started, and each would write into a folder of its own. Name one for all of "
@@ -217,26 +217,32 @@ def _check_one_folder(overrides: list[str]) -> None:
         )
 
 
-def _claim(config_name: str, overrides: list[str], values: dict[str, Any], own: Path | None, many: bool) -> None:
-    """Take the folder of the run, or of the trials, and name it on the command line for this process and its own."""
-    key = "hydra.sweep.dir" if many else "hydra.run.dir"
-    given = [text for text in sys.argv[1:] if text.startswith(f"{key}=")]  # where the run goes on, its own by now
-    others = [] if many else [text for text in overrides if not text.startswith(f"{key}=")]
-    folder = Path(composed_value(config_name, [*others, *given], key))
-    mine = own is not None and own.resolve() == folder.resolve()
-    if own and not mine and values["ckpt_path"] == "last" and (folder / ".hydra").is_dir():
-        # its own checkpoints are damaged, so `last` is an earlier run's of this very configuration
-        mine = not (folder / "metrics.json").exists() and not differing_from(folder, values)
-    taken = claim(folder, values, named=bool(given), own=mine, many=many)
-    if not given:
-        sys.argv.append(override(key, taken))
+def _claim(
+    config_name: str, overrides: list[str], config: dict[str, Any], resumed: Path | None, multirun: bool
+) -> None:
+    """Lock the folder of the run, or of the trials, and set it on the command line for this and its child processes.
+
+    Args:
+        resumed: the folder of the checkpoint from which the run is resumed.
+    """
+    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+    named = [text for text in sys.argv[1:] if text.startswith(f"{key}=")]  # also by `resume`
+    others = [] if multirun else [text for text in overrides if not text.startswith(f"{key}=")]
+    folder = Path(composed_value(config_name, [*others, *named], key))
+    same = resumed is not None and resumed.resolve() == folder.resolve()
+    if resumed and not same and config["ckpt_path"] == "last" and (folder / ".hydra").is_dir():
+        # the folder's own checkpoints are damaged, so `last` is of an earlier run with the same configuration
+        same = not (folder / "metrics.json").exists() and not config_differences(folder, config)
+    claimed = claim(folder, config, named=bool(named), resumed=same, multirun=multirun)
+    if not named:
+        sys.argv.append(override(key, claimed))
 
 
 def _paths(settings: Train | Evaluate) -> Iterator[tuple[str, str]]:
-    """What a configuration reads from: keys and files, folders or hub ids."""
+    """The keys of a configuration that name files, folders or hub ids, with their values."""
     yield "model.path", settings.model.path
     if isinstance(settings, Evaluate):
-        yield from (("models", one) for one in settings.models if "*" not in one)
+        yield from (("models", path) for path in settings.models if "*" not in path)
         return
     yield "data.path", settings.data.path
     yield from (("data.exclude", file) for file in settings.data.exclude)
@@ -245,7 +251,7 @@ def _paths(settings: Train | Evaluate) -> Iterator[tuple[str, str]]:
 
 
 def fail(error: AiraError, debug: bool = False) -> None:
-    """Print the message of an error, or its traceback when debugging, and leave with status 2."""
+    """Print the message of an error, or its traceback when debugging, and exit with status 2."""
     if debug or os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
     print(f"\nError: {error}", file=sys.stderr)
@@ -253,16 +259,16 @@ def fail(error: AiraError, debug: bool = False) -> None:
 
 
 def readable_errors(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Let a command answer an `AiraError` with its message instead of a traceback."""
+    """Have a command print only the message of an `AiraError`, instead of a traceback."""
 
     @functools.wraps(run)
     def wrapped(cfg: DictConfig) -> Any:
         try:
-            with _told_at_the_end():
+            with _report_errors():
                 return run(cfg)
         except AiraError as error:
             folder = Path(HydraConfig.get().runtime.output_dir)
-            if starts_the_run() and {file.name for file in folder.iterdir()} <= {LOCK}:  # nothing was begun
+            if is_first_process() and {file.name for file in folder.iterdir()} <= {LOCK}:  # nothing was written
                 shutil.rmtree(folder)
             return fail(error, debug=cfg.debug)
         except KeyboardInterrupt:
@@ -270,36 +276,36 @@ def readable_errors(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], 
             sys.exit(130)
         except Stopped as error:
             if os.environ.get("LOCAL_RANK", "0") != "0":
-                sys.exit(0)  # Lightning kills rank 0, which may still be closing its logs, where another one fails
-            return stopped(error)
+                sys.exit(0)  # if another rank fails, Lightning kills rank 0, which may still be closing its logs
+            return exit_stopped(error)
 
     return wrapped
 
 
 def command(config_name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """For the main function of a module that is a command of its own, with the settings of conf/<config_name>.yaml.
+    """Decorate the main function of a command that is configured by conf/<config_name>.yaml.
 
-    `--help` shows the module's docstring and that file; an error that a user can mend is one message.
+    `--help` prints the module's docstring and that file; an error that a user can fix is printed as one message.
     """
 
     def decorate(run: Callable[[], None]) -> Callable[[], None]:
         @functools.wraps(run)
         def wrapped() -> None:
-            _replace_what_cannot_be_shown()
+            _replace_unencodable()
             try:
-                _find_the_users_own()
+                _find_user_files()
                 _check_options(config_name, ["-h", "--help", "--json"])
-                with _told_at_the_end():
+                with _report_errors():
                     if {"-h", "--help"} & set(sys.argv[1:]):
                         _describe(config_name, [text for text in sys.argv[1:] if not text.startswith("-")])
-                        told = sys.modules[run.__module__].__doc__
-                        print(f"{told}\n{conf_file(config_name).read_text(encoding='utf-8')}")
+                        docstring = sys.modules[run.__module__].__doc__
+                        print(f"{docstring}\n{conf_file(config_name).read_text(encoding='utf-8')}")
                     else:
                         run()
             except AiraError as error:
                 fail(error, debug="debug=true" in sys.argv)
             except Stopped as error:
-                stopped(error)
+                exit_stopped(error)
             except KeyboardInterrupt:
                 print("\nInterrupted.", file=sys.stderr)
                 sys.exit(130)
@@ -310,23 +316,23 @@ def command(config_name: str) -> Callable[[Callable[[], None]], Callable[[], Non
 
 
 @contextlib.contextmanager
-def _told_at_the_end() -> Iterator[None]:
-    """Say it plainly where there is no room to write, and end quietly where nobody reads what is written."""
+def _report_errors() -> Iterator[None]:
+    """Turn a full disk into an `AiraError`, and a broken pipe into `Stopped`."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError as error:
-        throw_away(sys.stdout)
+        discard_output(sys.stdout)
         raise Stopped(signal.SIGPIPE, "Stopped, since nobody reads the output any more.") from error
     except (AiraError, Stopped):
         raise
     except Exception as error:
         if not no_room(error):
-            with _files_told():
+            with _report_file_errors():
                 raise
         raise AiraError(
-            f"No space left to write ({reason_of(error)}). What was written before is whole. Make room (old runs and "
-            "cache_dir hold most), and give the same command again; a training run goes on with ckpt_path=last."
+            f"No space left to write ({reason_of(error)}). What was written before is whole. Free some space (old runs "
+            "and cache_dir take most), and run the same command again; ckpt_path=last resumes a training run."
         ) from error
 
 
@@ -334,27 +340,27 @@ REFUSED = (
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     errno.ENAMETOOLONG,
 )
-"""Errors of a file that is not there, or may not be read or written."""
+"""Errors of a file that does not exist, or may not be read or written."""
 
 
 @contextlib.contextmanager
-def _files_told() -> Iterator[None]:
-    """Say it plainly where a file or a folder cannot be read or written."""
+def _report_file_errors() -> Iterator[None]:
+    """Turn the error of a file or folder that cannot be read or written into an `AiraError`."""
     try:
         yield
     except OSError as error:
         if error.errno not in REFUSED or error.filename is None:
             raise
         raise AiraError(
-            f"{str(error.filename)[:200]} cannot be read or written: {error.strerror}. Name another, or give the "
-            "rights to it."
+            f"{str(error.filename)[:200]} cannot be read or written: {error.strerror}. Name another, or change its "
+            "permissions."
         ) from error
 
 
-def stopped(error: Stopped) -> NoReturn:
-    """End as a shell expects it of a command that a signal has ended."""
+def exit_stopped(error: Stopped) -> NoReturn:
+    """Print why a command was stopped, and exit with the status that a shell expects after a signal."""
     try:
         print(f"\n{error}", file=sys.stderr, flush=True)
     except OSError:  # nobody reads it
-        throw_away(sys.stderr)
+        discard_output(sys.stderr)
     sys.exit(128 + error.signum)

@@ -28,7 +28,7 @@ def _run(cfg: DictConfig) -> Any:
         from aira.sweeps import sweep
 
         return sweep(cfg)
-    from aira.training import train  # torch is imported only once the configuration is known to be right
+    from aira.training import train  # torch is imported only after the configuration was checked
 
     return train(cfg)
 

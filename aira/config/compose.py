@@ -1,6 +1,6 @@
-"""Composing a configuration; no torch is imported here.
+"""Composition of a configuration, without importing torch.
 
-A wrong name or value is answered within a second, with the nearest valid one.
+An error on a wrong name or value comes within a second, and names the nearest valid one.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from aira.config.check import S, checked
-from aira.config.conf import CONF, conf_file, groups, options, search_in_users_folders
+from aira.config.check import S, validate
+from aira.config.conf import CONF, conf_file, groups, options, register_user_folders
 from aira.config.overrides import check_key, check_option, parse_override
-from aira.config.record import flat, plain, read_config
+from aira.config.record import flatten, read_config, to_dict
 from aira.config.schema import COMMANDS, Train
 from aira.config.values import check_recipe, check_run
 from aira.errors import AiraError, reason_of
@@ -29,23 +29,23 @@ def build(settings: dict[str, Any], key: str, **objects: Any) -> Any:
     """Call the class or function that `_target_` names with all other settings, and with objects.
 
     Args:
-        key: of the settings, for errors.
+        key: of the settings, for error messages.
 
     Raises:
-        AiraError: there is no such class or function, or its arguments are others.
+        AiraError: there is no such class or function, or it does not take these arguments.
     """
     target = settings["_target_"]
     try:
         partial = instantiate(settings, _partial_=True, _convert_="all")
     except InstantiationException as error:
         raise AiraError(
-            f"{key}: {target} cannot be imported: {reason_of(error.__cause__ or error)} Is its module in the folder "
-            "where you give the command, or on PYTHONPATH?"
+            f"{key}: {target} cannot be imported: {reason_of(error.__cause__ or error)} Is its module in the current "
+            "folder, or on PYTHONPATH?"
         ) from error
     try:
         inspect.signature(partial.func).bind(*partial.args, **partial.keywords, **objects)
     except TypeError as error:
-        raise AiraError(f"{key}: {target}: {error}. The keys beside it are its arguments, by name.") from error
+        raise AiraError(f"{key}: {target}: {error}. The other keys are its arguments, by name.") from error
     return partial(**objects)
 
 
@@ -77,7 +77,7 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     Raises:
         AiraError: a group, option, key or value is wrong; the message names the nearest valid one.
     """
-    search_in_users_folders()
+    register_user_folders()
     if config_name == "train":
         overrides = [*overrides, *chosen_model(overrides)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -87,24 +87,24 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
             if group:
                 check_option(override, config_name)
         try:
-            chosen = [text for text, group in zip(overrides, is_group, strict=True) if group]
-            defaults = compose(config_name, chosen, return_hydra_config=True)
-            defaulted = _plain_defaults(defaults)
+            group_overrides = [text for text, group in zip(overrides, is_group, strict=True) if group]
+            defaults = compose(config_name, group_overrides, return_hydra_config=True)
+            default_values = _defaults_dict(defaults)
             for override, group in zip(parsed, is_group, strict=True):
                 if not group:
-                    check_key(override, defaulted, defaults.hydra.runtime.choices, config_name)
+                    check_key(override, default_values, defaults.hydra.runtime.choices, config_name)
             cfg = compose(config_name, overrides)
-            _check_set(cfg, config_name)
-            values = plain(cfg)
+            _check_missing(cfg, config_name)
+            values = to_dict(cfg)
             recipe = defaults.hydra.runtime.choices.get("experiment")
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-                where = error.problem_mark
+                mark = error.problem_mark
                 raise AiraError(
-                    f"{where.name}, line {where.line + 1}, column {where.column + 1}: {error.problem}."
+                    f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}."
                 ) from error
-            raise AiraError(_source_missing(error, locals().get("cfg"))) from error
-    settings = checked(COMMANDS[config_name], values, defaulted)
+            raise AiraError(_compose_error(error, locals().get("cfg"))) from error
+    settings = validate(COMMANDS[config_name], values, default_values)
     if isinstance(settings, Train):
         if recipe:
             check_recipe(recipe, settings)
@@ -112,59 +112,59 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def _check_set(cfg: DictConfig, config_name: str) -> None:
-    """Every key has a value: what has none by default, `???`, is told with the comment that stands beside it."""
-    told, examples = [], []
-    for key in [key for key, value in flat(OmegaConf.to_container(cfg)) if value == "???"]:
+def _check_missing(cfg: DictConfig, config_name: str) -> None:
+    """Require a value for every key; the error on one without a default, `???`, quotes the key's comment."""
+    errors, examples = [], []
+    for key in [key for key, value in flatten(OmegaConf.to_container(cfg)) if value == "???"]:
         group, _, last = key.partition(".")
         lines = ""
         with contextlib.suppress(FileNotFoundError):  # a group of the user's own
             lines = conf_file(f"{group}/_base" if last else config_name).read_text(encoding="utf-8")
-        found = re.search(rf"^ *{key.split('.')[-1]}: \?\?\? # (.*)", lines, re.MULTILINE)
-        what, _, example = (found[1] if found else "").partition(", such as ")
-        told.append(f"{key} has no value{f' ({what})' if what else ''}.")
+        match = re.search(rf"^ *{key.split('.')[-1]}: \?\?\? # (.*)", lines, re.MULTILINE)
+        what, _, example = (match[1] if match else "").partition(", such as ")
+        errors.append(f"{key} has no value{f' ({what})' if what else ''}.")
         examples += [example] * bool(example)
-    if told:
-        such = f"Such as: aira {config_name} {' '.join(examples)}" if len(examples) == len(told) else ""
-        raise AiraError(" ".join([*told, such or "Set it in its file, or on the command line."]))
+    if errors:
+        example = f"Such as: aira {config_name} {' '.join(examples)}" if len(examples) == len(errors) else ""
+        raise AiraError(" ".join([*errors, example or "Set it in its file, or on the command line."]))
 
 
 def defaults_of(config_name: str) -> dict[str, Any]:
-    """The keys of a command with their defaults, as they stand in conf/."""
-    search_in_users_folders()
+    """The keys of a command with their defaults, as in conf/."""
+    register_user_folders()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return dict(flat(OmegaConf.to_container(compose(config_name), resolve=False)))
+        return dict(flatten(OmegaConf.to_container(compose(config_name), resolve=False)))
 
 
-def _plain_defaults(defaults: DictConfig) -> dict[str, Any]:
-    """The configuration without what the user has set; unresolved where a path is missing that the user may set."""
-    own = OmegaConf.masked_copy(defaults, [str(key) for key in defaults if key != "hydra"])
+def _defaults_dict(defaults: DictConfig) -> dict[str, Any]:
+    """The configuration without overrides of keys; unresolved if it lacks a path that the user may set."""
+    without_hydra = OmegaConf.masked_copy(defaults, [str(key) for key in defaults if key != "hydra"])
     try:
-        values = OmegaConf.to_container(own, resolve=True)
+        values = OmegaConf.to_container(without_hydra, resolve=True)
     except OmegaConfBaseException:
-        values = OmegaConf.to_container(own, resolve=False)
+        values = OmegaConf.to_container(without_hydra, resolve=False)
     hydra = OmegaConf.to_container(defaults.hydra, resolve=False)
     return {**values, "hydra": hydra}  # type: ignore[dict-item]
 
 
 def compose_settings(schema: type[S], overrides: list[str]) -> S:
-    """The typed settings of a command, as `compose_config`."""
+    """The typed settings of a command; see `compose_config`."""
     name = next(name for name, each in COMMANDS.items() if each is schema)
-    return validated(compose_config(name, overrides), schema)
+    return typed_settings(compose_config(name, overrides), schema)
 
 
-def validated(cfg: DictConfig, schema: type[S]) -> S:
+def typed_settings(cfg: DictConfig, schema: type[S]) -> S:
     """A composed configuration as typed settings."""
-    return checked(schema, plain(cfg))
+    return validate(schema, to_dict(cfg))
 
 
 def composed_value(config_name: str, overrides: list[str], key: str) -> str:
-    """What a key of Hydra's, such as `hydra.run.dir`, comes to.
+    """The value of one of Hydra's keys, such as `hydra.run.dir`.
 
     Raises:
-        AiraError: it comes to nothing.
+        AiraError: it cannot be resolved.
     """
-    search_in_users_folders()
+    register_user_folders()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             return str(OmegaConf.select(compose(config_name, overrides, return_hydra_config=True), key))
@@ -172,8 +172,8 @@ def composed_value(config_name: str, overrides: list[str], key: str) -> str:
             raise AiraError(f"{key}: {reason_of(error)}") from error
 
 
-def _source_missing(error: Exception, cfg: DictConfig | None) -> str:
-    """Say it plainly where the data group has nothing for the method's kind of data in the language."""
+def _compose_error(error: Exception, cfg: DictConfig | None) -> str:
+    """The message for an error of composition, such as a data set without the kind of data or the language."""
     if cfg is not None and "sources" in str(error):
         sources: Any = OmegaConf.to_container(cfg.data.sources, resolve=False)
         kind, language = cfg.method.kind, cfg.language.code

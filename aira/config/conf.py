@@ -1,4 +1,4 @@
-"""Where configuration files stand: the user's own folders, and Aira's `conf/`."""
+"""The folders of configuration files: the user's own, and Aira's `conf/`."""
 
 import os
 from pathlib import Path
@@ -11,21 +11,21 @@ from omegaconf import OmegaConf
 
 PACKAGE = Path(__file__).resolve().parent.parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
-"""Aira's own: in the package where it was installed, beside it in a clone."""
+"""Aira's own folder: in the installed package, or next to it in a clone."""
 
 CONFIG_DIR = "AIRA_CONFIG_DIR"
-"""The variable of the environment that has the folder of --config-dir, for the processes of a run, too."""
+"""The environment variable that passes the folder of --config-dir to child processes."""
 
 
 def conf_dirs() -> list[Path]:
-    """The folders in which a file is looked for, the first one that has it wins: --config-dir, ./conf, Aira's own."""
+    """The folders in which a file is looked for, in this order: --config-dir, ./conf, Aira's own."""
     own = [Path(os.environ[CONFIG_DIR])] if os.environ.get(CONFIG_DIR) else []
     here = Path("conf").resolve()
     return list(dict.fromkeys([*own, *([here] if here.is_dir() else []), CONF]))
 
 
 class _UsersFolders(SearchPathPlugin):
-    """Lets Hydra look into the user's folders first."""
+    """Has Hydra search the user's folders first."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Called by Hydra before it composes."""
@@ -33,8 +33,8 @@ class _UsersFolders(SearchPathPlugin):
             search_path.prepend("user", f"file://{folder}")
 
 
-def search_in_users_folders() -> None:
-    """Have Hydra find the user's files from now on."""
+def register_user_folders() -> None:
+    """Have Hydra search the user's folders from now on."""
     Plugins.instance().register(_UsersFolders)
 
 
@@ -50,8 +50,8 @@ def conf_file(name: str) -> Path:
     raise FileNotFoundError(f"{name}.yaml is in none of {', '.join(map(str, conf_dirs()))}")
 
 
-def hiding() -> list[Path]:
-    """The user's files that are taken in place of Aira's of the same name."""
+def replacing_files() -> list[Path]:
+    """The user's files that replace Aira's of the same name."""
     return [
         file
         for folder in conf_dirs()[:-1]
@@ -61,7 +61,7 @@ def hiding() -> list[Path]:
 
 
 def options(group: str) -> list[str]:
-    """The choices of a configuration group, such as `model`."""
+    """The options of a configuration group, such as `model`."""
     return sorted(
         {file.stem for folder in conf_dirs() for file in (folder / group).glob("*.yaml") if file.stem[:1] != "_"}
     )
@@ -72,31 +72,31 @@ def groups() -> list[str]:
     return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
 
 
-def own_groups(config_name: str) -> list[str]:
+def groups_of(config_name: str) -> list[str]:
     """The groups that a command chooses from."""
     primary: Any = OmegaConf.load(conf_file(config_name))
     entries = [entry for entry in primary.get("defaults", []) if entry != "_self_"]
     return [str(name).removeprefix("optional ") for entry in entries for name in entry]
 
 
-def chosen_by(recipe: str) -> dict[str, str]:
-    """The options that a recipe, a file in conf/experiment, chooses of other groups."""
-    content: Any = OmegaConf.load(conf_file(f"experiment/{recipe}"))
-    pairs = [pair for entry in content["defaults"] if not isinstance(entry, str) for pair in entry.items()]
+def recipe_choices(recipe: str) -> dict[str, str]:
+    """The options of other groups that a recipe, a file in conf/experiment, chooses."""
+    experiment: Any = OmegaConf.load(conf_file(f"experiment/{recipe}"))
+    pairs = [pair for entry in experiment["defaults"] if not isinstance(entry, str) for pair in entry.items()]
     return {group.removeprefix("override /"): option for group, option in pairs}
 
 
 def keys_in(name: str) -> set[str]:
-    """The keys that a file has at its top, such as `model/_base`."""
+    """The top-level keys of a file, such as `model/_base`."""
     return {str(key) for key in OmegaConf.load(conf_file(name))}
 
 
-def own_keys(method: str) -> set[str]:
-    """The keys that a method's file has beyond those of every method."""
+def method_keys(method: str) -> set[str]:
+    """The keys that are a method's own, and not those of every method."""
     return keys_in(f"method/{method}") - keys_in("method/_base") - {"defaults"}
 
 
 def architecture_of(model: str) -> str:
-    """`causal` or `encoder`, as the file of a model says."""
-    content: Any = OmegaConf.load(conf_file(f"model/{model}"))
-    return str(content.get("architecture", "causal"))
+    """`causal` or `encoder`, by the file of a model."""
+    config: Any = OmegaConf.load(conf_file(f"model/{model}"))
+    return str(config.get("architecture", "causal"))

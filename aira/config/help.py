@@ -1,18 +1,18 @@
-"""What a key or a group is, by its comment in conf/ and its type: `aira train --help model`, and docs/reference.md."""
+"""Help on keys and groups, from comments in conf/ and types: `aira train --help model`, and docs/reference.md."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from aira.config.check import declared
-from aira.config.conf import conf_file, groups, options, own_groups
+from aira.config.check import declared_type
+from aira.config.conf import conf_file, groups, groups_of, options
 from aira.config.schema import COMMANDS
-from aira.config.types import rule
+from aira.config.types import describe_type
 from aira.errors import AiraError, nearest
 
 
 def keys_of(file: Path, prefix: str) -> Iterator[tuple[str, str, str]]:
-    """The keys of a file with their defaults and comments; Hydra's own and those that open a mapping are left out."""
+    """The keys of a file with their defaults and comments; Hydra's own, and mappings without one, are left out."""
     path: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         match = re.match(r"( *)([\w.]+): ?(.*)$", line)
@@ -30,36 +30,38 @@ def keys_of(file: Path, prefix: str) -> Iterator[tuple[str, str, str]]:
 
 
 def about(file: Path) -> str:
-    """What a file is for, as its first comment says."""
+    """The first comment of a file, which says what it is for."""
     lines = file.read_text(encoding="utf-8").splitlines()
     return next(line.removeprefix("# ") for line in lines if line.startswith("# ") and "@package" not in line)
 
 
-def described(config_name: str, name: str) -> str:
-    """The options of a group with what each is, and its keys, or those keys of a command that begin with a name.
+def describe(config_name: str, name: str) -> str:
+    """Help on the options and keys of a group, or on the keys of a command that begin with a name.
 
     Args:
         config_name: of the command.
-        name: `model`, `method=dpo` for what one option has, `optimizer` or `data.batch_size`.
+        name: such as `model`, `method=dpo` for a single option, `optimizer` or `data.batch_size`.
 
     Raises:
         AiraError: the command has no such group or key.
     """
     lines: list[str] = []
     name, _, only = name.partition("=")
-    chosen = name if name in own_groups(config_name) and name in groups() else ""
-    if chosen and not only:
+    named_group = name if name in groups_of(config_name) and name in groups() else ""
+    if named_group and not only:
         lines += [
             f"{name}=",
             *(f"  {option:24} {about(conf_file(f'{name}/{option}'))}" for option in options(name)),
             "",
         ]
-    group = chosen or name.split(".")[0]
+    group = named_group or name.split(".")[0]
     files = [("", conf_file(config_name))]
     if group in groups() and group not in ("experiment", "language"):
         base = [] if group in ("callbacks", "logger") else ["_base"]
-        own = [only] if only in options(group) else options(group) if group in ("method", "callbacks", "logger") else []
-        files += [(option, conf_file(f"{group}/{option}")) for option in (*base, *own)]
+        shown = (
+            [only] if only in options(group) else options(group) if group in ("method", "callbacks", "logger") else []
+        )
+        files += [(option, conf_file(f"{group}/{option}")) for option in (*base, *shown)]
     comments: dict[str, str] = {}
     for option, file in files:
         whole = not option or "@package _global_" in file.read_text(encoding="utf-8")
@@ -67,11 +69,14 @@ def described(config_name: str, name: str) -> str:
             comment = comment or comments.get(key, "")
             comments[key] = comment
             if f"{key}.".startswith(f"{name}.") and not key.startswith("sweep.spaces."):
-                annotation, facts = declared(COMMANDS[config_name], key.split("."), {group: {"name": option}})
+                annotation, facts = declared_type(COMMANDS[config_name], key.split("."), {group: {"name": option}})
                 of = f" (of {group}={option})" if option in options(group) else ""
                 if not facts:
-                    lines += [f"{key}={default}{of}", *(f"  {one}" for one in (comment, rule(annotation)) if one)]
+                    lines += [
+                        f"{key}={default}{of}",
+                        *(f"  {one}" for one in (comment, describe_type(annotation)) if one),
+                    ]
     if not lines:
-        known = [*own_groups(config_name), *(key for key, *_ in keys_of(conf_file(config_name), ""))]
+        known = [*groups_of(config_name), *(key for key, *_ in keys_of(conf_file(config_name), ""))]
         raise AiraError(f"--help {name}: there is no such group or key. {nearest(name, known)}")
     return "\n".join(lines)

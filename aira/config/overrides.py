@@ -1,4 +1,4 @@
-"""One override of the command line: it names a key or an option that exists, and its value is of the right kind."""
+"""Checks of an override of the command line: its key or option exists, and its value has the right type."""
 
 import re
 import shlex
@@ -11,22 +11,22 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from aira.config.check import check_value
-from aira.config.conf import options, own_groups, own_keys
-from aira.config.record import flat
+from aira.config.conf import groups_of, method_keys, options
+from aira.config.record import flatten
 from aira.config.schema import COMMANDS
 from aira.errors import AiraError, nearest
-from aira.files import typed
+from aira.files import quoted_override
 
 OPEN = ("hydra.", "model.config.", "model.checkpoints.")
-"""Where a key that is not in conf/ may be added with `+`."""
+"""Prefixes of keys that may be added with `+` though they are not in conf/."""
 
 PARTS = ("callbacks", "logger")
-"""Groups whose parts a run can do without: `~callbacks.emissions`, `logger=[csv,wandb]`."""
+"""Groups whose parts can be removed or listed: `~callbacks.emissions`, `logger=[csv,wandb]`."""
 
-UNNAMED = ("hydra", "method.lr", "model.lr", "model.epochs")
-"""Keys that are not proposed for a misspelt one."""
+NOT_SUGGESTED = ("hydra", "method.lr", "model.lr", "model.epochs")
+"""Prefixes of keys that are not suggested."""
 
-ELSEWHERE = {
+ALIASES = {
     **dict.fromkeys(("learning_rate", "lr"), "optimizer.lr"),
     **dict.fromkeys(("num_train_epochs", "num_epochs", "epochs"), "trainer.max_epochs"),
     # the batch size is that of a whole step; data.tokens_per_row divides it
@@ -57,7 +57,7 @@ ELSEWHERE = {
     **dict.fromkeys(("num_generations", "num_return_sequences"), "n"),
     **dict.fromkeys(("repo_id", "hub_model_id"), "repo"),
 }
-"""What TRL, Transformers, Lightning and others call keys that have another name here."""
+"""Names of TRL, Transformers, Lightning and others for keys that have another name here."""
 
 SWITCHES = {
     "bf16": "trainer.precision=bf16-mixed",
@@ -66,11 +66,11 @@ SWITCHES = {
     **dict.fromkeys(("cpu", "use_cpu", "no_cuda"), "trainer=cpu"),
     "wandb": "logger=wandb",
 }
-"""Options without a value of other trainers."""
+"""Options of other trainers that have no value."""
 
 
 def parse_override(text: str) -> Override:
-    """One override of the command line."""
+    """Parse one override of the command line."""
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
@@ -81,17 +81,17 @@ def parse_override(text: str) -> Override:
 
 
 def check_option(override: Override, config_name: str) -> None:
-    """The option of a group exists, and the command has the group."""
+    """Check that an option of a group exists, and that the command has the group."""
     group, text = override.key_or_group, override.input_line
-    if group.startswith("hydra/"):  # such as hydra/sweeper=optuna: Hydra knows its own
+    if group.startswith("hydra/"):  # such as hydra/sweeper=optuna, which Hydra checks
         return
-    own = own_groups(config_name)
-    if group not in own:
-        has = f"It has: {', '.join(name for name in own if '/' not in name)}." if own else "It has no groups."
+    names = groups_of(config_name)
+    if group not in names:
+        has = f"It has: {', '.join(name for name in names if '/' not in name)}." if names else "It has no groups."
         raise AiraError(f"{text}: this command (conf/{config_name}.yaml) has no {group} to choose. {has}")
     if override.is_delete() or override.is_add():
-        chosen = override.value() if override.is_add() else options(group)[0]
-        raise AiraError(f"{text}: a run has one {group}. Choose it without + or ~, as {group}={chosen}.")
+        option = override.value() if override.is_add() else options(group)[0]
+        raise AiraError(f"{text}: a run has one {group}. Choose it without + or ~, as {group}={option}.")
     _check_single(override)
     value = override.value()
     if value is None or (isinstance(value, list) and group not in PARTS):
@@ -102,82 +102,85 @@ def check_option(override: Override, config_name: str) -> None:
 
 
 def _check_single(override: Override) -> None:
-    """It is one value, not those of a sweep, which are taken apart before they come here."""
+    """Check that it is a single value; the values of a sweep are split before."""
     if override.is_sweep_override():
         raise AiraError(f"{override.input_line}: several values need --multirun; in one value, quote the comma.")
 
 
-def _named(key: str) -> bool:
-    return not key.startswith(UNNAMED) and not key.endswith("._target_")
+def _can_be_suggested(key: str) -> bool:
+    return not key.startswith(NOT_SUGGESTED) and not key.endswith("._target_")
 
 
-def _here(name: str, names: Iterable[str]) -> str:
-    """What a name of another trainer is called in this command; the name itself where it is none."""
-    theirs = get_close_matches(name.split(".")[-1], ELSEWHERE, n=1, cutoff=0.9)
-    found = ELSEWHERE[theirs[0]] if theirs else name
-    return found if name not in names and found in names else name
+def _translate_name(name: str, names: Iterable[str]) -> str:
+    """The key for a name of another trainer; the name itself if there is none in this command."""
+    aliases = get_close_matches(name.split(".")[-1], ALIASES, n=1, cutoff=0.9)
+    key = ALIASES[aliases[0]] if aliases else name
+    return key if name not in names and key in names else name
 
 
-def in_place_of(option: str, value: str | None, known: dict[str, Any], config_name: str) -> str:
-    """What is written in place of an option such as `--learning_rate 1e-4`.
+def translate_option(option: str, value: str | None, known: dict[str, Any], config_name: str) -> str:
+    """The override to use in place of an option such as `--learning_rate 1e-4`.
 
     Args:
-        value: None where it has none.
+        value: None if the option has none.
         known: the command's keys, with their defaults.
 
     Raises:
-        AiraError: there is no such setting; the message has the nearest.
+        AiraError: there is no such setting; the message names the nearest one.
     """
-    name, own = option.lstrip("-").replace("-", "_"), own_groups(config_name)
-    own_of_methods = [f"method.{key}" for method in options("method") for key in own_keys(method)]
-    names = [key for key in known if _named(key)] + own + own_of_methods * ("method" in own)
+    name, command_groups = option.lstrip("-").replace("-", "_"), groups_of(config_name)
+    of_methods = [f"method.{key}" for method in options("method") for key in method_keys(method)]
+    names = [key for key in known if _can_be_suggested(key)] + command_groups
+    names += of_methods * ("method" in command_groups)
     if value is None and SWITCHES.get(name, "").partition("=")[0] in names:
         return SWITCHES[name]
-    key = _here(name, names)
-    same = [one for one in names if one.split(".")[-1] == key]
+    key = _translate_name(name, names)
+    same = [other for other in names if other.split(".")[-1] == key]
     key = same[0] if key not in names and len(set(same)) == 1 else key
     if key not in names:
         raise AiraError(f"{option}: there is no such setting. {nearest(key, names)}")
-    if key in own and value is not None and value not in options(key):
+    if key in command_groups and value is not None and value not in options(key):
         if f"{key}.path" not in known:
             raise AiraError(f"{option} {value}: there is no such {key}. {nearest(value, options(key))}")
         key = f"{key}.path"
-    default = known.get(key) if key not in own else None
+    default = known.get(key) if key not in command_groups else None
     if isinstance(default, dict) and default:
         raise AiraError(f"{option}: {key} is one of several: {', '.join(f'{key}.{part}' for part in default)}.")
     if isinstance(default, dict):
-        such = shlex.quote(f"{key}={{name: {value or 1}}}")
-        raise AiraError(f"{option}: {key} is a mapping of names to values, such as {such}.")
+        example = shlex.quote(f"{key}={{name: {value or 1}}}")
+        raise AiraError(f"{option}: {key} is a mapping of names to values, such as {example}.")
     if value is None:
-        value = "true" if isinstance(default, bool) else options(key)[0] if key in own else str(default)
+        value = "true" if isinstance(default, bool) else options(key)[0] if key in command_groups else str(default)
     bare = f"[{value}]" if isinstance(default, list) else value
-    return f"{key}={bare}" if re.fullmatch(r"\[?[\w./:+-]+]?", bare, re.ASCII) else typed(key, value)
+    return f"{key}={bare}" if re.fullmatch(r"\[?[\w./:+-]+]?", bare, re.ASCII) else quoted_override(key, value)
 
 
 def check_key(override: Override, defaults: dict[str, Any], choices: Mapping[str, str], config_name: str) -> None:
-    """The key exists, and its value is one that it may have.
+    """Check that the key exists, and that its value is valid.
 
     Args:
-        defaults: what is composed without the override.
-        choices: the options of the groups.
+        defaults: the configuration without overrides of keys.
+        choices: the chosen options of the groups.
     """
     key, text = override.key_or_group, str(override.input_line)
-    known = dict(flat(defaults))
+    known = dict(flatten(defaults))
     if key not in known:
         if override.is_add() or override.is_force_add():
             if key.startswith(OPEN):
                 return
             text += " adds a key that nothing reads"
-        readers = [name for name in options("method") if key.removeprefix("method.") in own_keys(name)]
-        chosen = choices.get("method")
-        if chosen and readers and chosen not in readers:
+        readers = [name for name in options("method") if key.removeprefix("method.") in method_keys(name)]
+        method = choices.get("method")
+        if method and readers and method not in readers:
             raise AiraError(
-                f"{text}: method={chosen} does not read it. method.{key.removeprefix('method.')} is for "
+                f"{text}: method={method} does not read it. method.{key.removeprefix('method.')} is for "
                 f"{' and '.join(f'method={name}' for name in readers)}."
             )
-        names = [name for name in known if _named(name)] + own_groups(config_name)
+        names = [name for name in known if _can_be_suggested(name)] + groups_of(config_name)
         lightning = " Other arguments of Lightning's Trainer are not taken." if key.startswith("trainer.") else ""
-        raise AiraError(f"{text}: there is no key or group '{key}'. {nearest(_here(key, names), names)}{lightning}")
+        raise AiraError(
+            f"{text}: there is no key or group '{key}'. {nearest(_translate_name(key, names), names)}{lightning}"
+        )
     if key.startswith("hydra."):
         return
     if override.is_delete():

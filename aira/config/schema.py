@@ -1,6 +1,6 @@
-"""What each command's configuration is: the keys of conf/ with their types, ranges and choices.
+"""The configuration of each command: the keys of conf/ with their types, ranges and choices.
 
-What a key is for, and its default, stand beside it in conf/.
+The comments in conf/ say what a key is for; the defaults are there, too.
 """
 
 from typing import Annotated, Any, Literal
@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from aira.config.types import (
-    Above0,
     Amount,
     Architecture,
     Below1,
@@ -16,14 +15,15 @@ from aira.config.types import (
     Between,
     ClassWeights,
     Columns,
-    Count,
-    CountOr0,
     Devices,
     Fact,
     Finite,
-    From0,
     Labels,
     Length,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
     Probability,
     Range,
     Rule,
@@ -31,7 +31,7 @@ from aira.config.types import (
     Text,
 )
 
-Least = Literal["min", "max"]
+Mode = Literal["min", "max"]
 HighScore = Literal["harmless", "toxic"]
 
 
@@ -60,8 +60,8 @@ class Language(Section):
 class Lora(Section):
     """`model.lora`."""
 
-    r: CountOr0
-    alpha: Above0
+    r: NonNegativeInt
+    alpha: Positive
     dropout: Below1
     target_modules: Text | list[Text]
 
@@ -86,10 +86,10 @@ class Model(Section):
     gradient_checkpointing: bool
     compile: bool
     lora: Lora
-    # what some models have of their own, where others take it from the method or the data
-    lr: dict[str, From0] = Field(default={})
-    epochs: dict[str, Count] = Field(default={})
-    exact_match: dict[str, CountOr0] = Field(default={})
+    # optional: other models take these from the method or the data
+    lr: dict[str, NonNegative] = Field(default={})
+    epochs: dict[str, PositiveInt] = Field(default={})
+    exact_match: dict[str, NonNegativeInt] = Field(default={})
     max_length: Length | None = None
 
 
@@ -106,16 +106,16 @@ class Data(Section):
     columns: Columns | None
     labels: Labels | None
     exclude: list[Text]
-    max_examples: Count | None
+    max_examples: PositiveInt | None
     max_length: Length
-    batch_size: Count
-    tokens_per_row: Count
-    num_workers: CountOr0
-    num_proc: Count
+    batch_size: PositiveInt
+    tokens_per_row: PositiveInt
+    num_workers: NonNegativeInt
+    num_proc: PositiveInt
 
 
 class Method(Open):
-    """What every method has; further keys are arguments of its module, by name."""
+    """The keys of every method; further keys are arguments of its module, by name."""
 
     name: Annotated[Text, Fact("method=<name> chooses a method")]
     module: Text
@@ -126,16 +126,16 @@ class Method(Open):
     ]
     head: Annotated[Literal["lm", "score"], Fact("method= chooses what the model computes")]
     label: Annotated[Text | None, Fact("method= chooses what a score means")]
-    lr: From0
+    lr: NonNegative
     monitor: Text
-    mode: Least
+    mode: Mode
     compare_by: Text
-    compare_mode: Least
+    compare_mode: Mode
     summary: list[Text]
     next: Text
 
     def arguments(self) -> dict[str, Any]:
-        """The keys that are this method's own, for its module."""
+        """The keys that are this method's own, as arguments of its module."""
         return {key: value for key, value in self if key not in Method.model_fields}
 
 
@@ -145,7 +145,7 @@ class SFT(Method):
     loss_on: Literal["completion", "all"]
 
     def arguments(self) -> dict[str, Any]:
-        """None: which tokens are in the loss is a matter of the data."""
+        """None: which tokens are in the loss is decided when the data is tokenized."""
         return {}
 
 
@@ -159,10 +159,10 @@ class DPO(Method):
     """conf/method/dpo.yaml."""
 
     loss: PairLoss
-    beta: Above0
+    beta: Positive
     label_smoothing: Smoothing
-    gamma: From0
-    sft_weight: From0
+    gamma: NonNegative
+    sft_weight: NonNegative
     reference: Text | None
     cache_dir: Text
 
@@ -171,7 +171,7 @@ class Reward(Method):
     """conf/method/reward.yaml."""
 
     label_smoothing: Smoothing
-    center_rewards_coefficient: From0
+    center_rewards_coefficient: NonNegative
 
 
 class Toxicity(Method):
@@ -183,7 +183,7 @@ class Toxicity(Method):
     kinds: Annotated[dict[str, Text], Fact("method.objective= chooses the kind of data")]
 
     def arguments(self) -> dict[str, Any]:
-        """Without `kinds`, by which the configuration finds the kind of data."""
+        """Without `kinds`, which only chooses the kind of data."""
         return {key: value for key, value in super().arguments().items() if key != "kinds"}
 
 
@@ -210,11 +210,11 @@ Target = Annotated[Text, Field(alias="_target_"), Fact("the option of its group 
 class Optimizer(Section):
     """`optimizer` in conf/train.yaml."""
 
-    lr: From0
-    weight_decay: From0
+    lr: NonNegative
+    weight_decay: NonNegative
     betas: Betas
-    eps: From0
-    max_grad_norm: From0
+    eps: NonNegative
+    max_grad_norm: NonNegative
 
 
 class Schedule(Section):
@@ -225,26 +225,26 @@ class Schedule(Section):
 
 
 class Strategy(Open):
-    """One of Lightning's, with its arguments."""
+    """One of Lightning's strategies, with its arguments."""
 
     target: Target
     save_distributed_checkpoint: Annotated[bool, Fact("a checkpoint is one file, whatever the trainer")] = False
 
 
 class Trainer(Open):
-    """Arguments of Lightning's Trainer; a file of the user's own may have others of its arguments."""
+    """Arguments of Lightning's Trainer; a user's own file may have further ones."""
 
     target: Target
     accelerator: Text
     devices: Devices
-    num_nodes: Count
+    num_nodes: PositiveInt
     strategy: Text | Strategy
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-    max_epochs: Count
+    max_epochs: PositiveInt
     max_steps: Annotated[int, Range(-1, without=(0,), whole_above=-2)]
     val_check_interval: Annotated[int | float, Range(0, without=(0,), whole_above=1)]
     limit_val_batches: Amount
-    log_every_n_steps: Count
+    log_every_n_steps: PositiveInt
     enable_progress_bar: bool
 
     @property
@@ -254,7 +254,7 @@ class Trainer(Open):
 
 
 class Part(Open):
-    """A callback or a logger: a class, or a function that makes one, and its arguments."""
+    """A callback or a logger: a class, or a function that builds one, and its arguments."""
 
     target: Target
 
@@ -263,15 +263,15 @@ class Samples(Part):
     """`aira.callbacks.samples`."""
 
     questions: list[Text]
-    every_n_steps: Count
-    max_new_tokens: Count
-    exact_match: CountOr0
+    every_n_steps: PositiveInt
+    max_new_tokens: PositiveInt
+    exact_match: NonNegativeInt
 
 
 class Scores(Part):
     """`aira.callbacks.scores`."""
 
-    count: Count
+    count: PositiveInt
 
 
 class Emissions(Part):
@@ -283,13 +283,13 @@ class Emissions(Part):
 class Checkpoint(Part):
     """`aira.callbacks.checkpoint`."""
 
-    every_n_train_steps: Count
+    every_n_train_steps: PositiveInt
     monitor: Text
-    mode: Least
+    mode: Mode
 
 
 class Callbacks(BaseModel):
-    """Those of conf/callbacks/default.yaml, each of which may be left out, and the user's own."""
+    """The callbacks of conf/callbacks/default.yaml, each of which is optional, and the user's own."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Part]
@@ -301,9 +301,9 @@ class Callbacks(BaseModel):
     checkpoint: Checkpoint | None = None
 
     def parts(self) -> dict[str, dict[str, Any]]:
-        """The settings of each; checkpoints come last, so that they have what the others counted."""
-        found = _settings_of(self)
-        return found | {"checkpoint": found.pop("checkpoint")} if "checkpoint" in found else found
+        """The settings of each; checkpoints come last, so that they include the state of the others."""
+        parts = _settings_of(self)
+        return parts | {"checkpoint": parts.pop("checkpoint")} if "checkpoint" in parts else parts
 
 
 class Wandb(Part):
@@ -316,7 +316,7 @@ class Wandb(Part):
 
 
 class Loggers(BaseModel):
-    """Those of conf/logger, and the user's own."""
+    """The loggers of conf/logger, and the user's own."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Part]
@@ -336,14 +336,14 @@ Space = dict[str, Annotated[Text, Rule("choice(…), interval(…) or tag(log, i
 
 
 class Sweep(Section):
-    """A search; nothing of it is there where `sweep=none`."""
+    """A hyperparameter search."""
 
     target: Target
     metric: Text
-    mode: Least
+    mode: Mode
     space: Space
     spaces: dict[str, Space]
-    trials: Count = 1  # these are of one of the two alone, and are handed on where they are set
+    trials: PositiveInt = 1  # this and the following are of one of the two searches, and are passed on if they are set
     prune: bool = False
     project: Text = "aira"
     search: Literal["bayes", "random", "grid"] = "bayes"
@@ -357,7 +357,7 @@ class NoSweep(Section):
 
 
 class Settings(Section):
-    """What every command has."""
+    """The keys of every command."""
 
     debug: bool
 
@@ -386,8 +386,8 @@ class Train(Settings):
     cache_dir: Text
 
 
-class Located(Section):
-    """Where a model is found."""
+class ModelLocation(Section):
+    """The path of a model."""
 
     path: Text
     revision: Text | None
@@ -404,13 +404,13 @@ class Suite(Section):
 
     name: Annotated[Text, Fact("eval=<name> chooses a suite")]
     tasks: list[Text]
-    num_fewshot: dict[str, CountOr0]
+    num_fewshot: dict[str, NonNegativeInt]
     not_averaged: list[Text]
     data_dir: Text | None
-    limit: Count | None
+    limit: PositiveInt | None
     chat_template: bool
     max_length: Length | None
-    tokens_per_row: Count
+    tokens_per_row: PositiveInt
     precision: Literal["32-true", "bf16-mixed"]
     high_score: HighScore | None
     published: list[Text]
@@ -420,7 +420,7 @@ class Evaluate(Settings):
     """conf/evaluate.yaml."""
 
     language: Language
-    model: Annotated[Annotated[Model, Tag("named")] | Annotated[Located, Tag("located")], Discriminator(_model)]
+    model: Annotated[Annotated[Model, Tag("named")] | Annotated[ModelLocation, Tag("located")], Discriminator(_model)]
     models: list[Text]
     compare: list[Text]
     eval: Suite
@@ -443,22 +443,22 @@ class Guard(Section):
 
 
 class Answering(Settings):
-    """What a chat and the sampling of answers share."""
+    """The keys that the chat and rejection sampling share."""
 
     language: Language
     chat_model: Text
     reward_model: Text
     toxicity_model: Text
-    n: Count
-    temperature: From0
-    top_k: CountOr0
+    n: PositiveInt
+    temperature: NonNegative
+    top_k: NonNegativeInt
     top_p: Probability
     repetition_penalty: Annotated[float, Range(0.01, 100)]
-    max_new_tokens: Count
+    max_new_tokens: PositiveInt
     guard: Guard
     seed: Seed
     device: Text
-    tokens_per_row: Count
+    tokens_per_row: PositiveInt
     output_dir: Text
 
 
@@ -468,11 +468,11 @@ class Demo(Section):
     host: Text
     hosts: list[Text] | None
     port: Annotated[int, Range(0, 65535, whole_above=-1)] | None
-    max_characters: Count
-    max_waiting: Count
+    max_characters: PositiveInt
+    max_waiting: PositiveInt
 
 
-class Searched(Section):
+class SearchData(Section):
     """`data` in conf/chat.yaml."""
 
     path: Text
@@ -488,7 +488,7 @@ class Chat(Answering):
     input: Text | None
     output: Text | None
     demo: Demo
-    data: Searched
+    data: SearchData
 
 
 class RejectionSampling(Answering):
@@ -497,10 +497,10 @@ class RejectionSampling(Answering):
     prompts: Text
     split: Text
     column: Text
-    max_prompts: Count | None
+    max_prompts: PositiveInt | None
     output: Text
-    min_margin: From0
-    prompts_per_part: Count
+    min_margin: NonNegative
+    prompts_per_part: PositiveInt
     cache_dir: Text
 
 
@@ -508,13 +508,13 @@ class Stage(Section):
     """A stage of a pipeline."""
 
     command: Text
-    minutes: From0 | None
+    minutes: NonNegative | None
     overrides: list[Text]
     models: list[Text] = Field(default=[])
 
 
 class Stages(Open):
-    """A file of conf/pipeline; its further keys are for its own overrides to refer to."""
+    """A file of conf/pipeline; its overrides may refer to further keys of it."""
 
     name: Text
     stages: dict[str, Stage]
@@ -559,4 +559,4 @@ COMMANDS: dict[str, type[Settings]] = {
     "report": Report,
     "rejection_sampling": RejectionSampling,
 }
-"""What the configurations of conf/<name>.yaml are."""
+"""The configurations of the commands, by the names of their files in conf/."""

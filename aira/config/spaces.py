@@ -1,4 +1,4 @@
-"""Spaces to search in: a mapping of keys to what they may be, in the words of Hydra's own sweeps.
+"""Search spaces: mappings of keys to the values to try, in the syntax of Hydra's sweeps.
 
 Such as `choice(8, 16)`, `interval(0, 1)`, `tag(log, interval(1e-5, 1e-3))`.
 """
@@ -16,13 +16,13 @@ from aira.files import override
 Space = Mapping[str, str]
 
 
-def parsed(space: Space) -> dict[str, IntervalSweep | ChoiceSweep]:
-    """The keys of a space with what they may be.
+def parse_space(space: Space) -> dict[str, IntervalSweep | ChoiceSweep]:
+    """The keys of a space with their choices or intervals.
 
     Raises:
-        AiraError: an entry is none of `choice` and `interval`, or an interval is empty.
+        AiraError: an entry is neither a `choice` nor an `interval`, or an interval is empty.
     """
-    found = {}
+    sweeps = {}
     for key, text in space.items():
         value = parse_override(f"{key}={text}").value()
         if not isinstance(value, (ChoiceSweep, IntervalSweep)):
@@ -31,24 +31,24 @@ def parsed(space: Space) -> dict[str, IntervalSweep | ChoiceSweep]:
             low, high = float(value.start or 0), float(value.end or 0)
             if low >= high or ("log" in value.tags and low <= 0):
                 raise AiraError(f"sweep.space: {key}: {text} must go up, and with log begin above 0.")
-        found[key] = value
-    return found
+        sweeps[key] = value
+    return sweeps
 
 
 def examples(space: Space) -> list[str]:
-    """Overrides with every value that a choice has, and with both ends of an interval."""
+    """Overrides with every value of each choice, and with both ends of each interval."""
     return [
-        chosen_as(key, value)
-        for key, where in parsed(space).items()
-        for value in (listed(where) if isinstance(where, ChoiceSweep) else (where.start, where.end))
+        as_override(key, value)
+        for key, sweep in parse_space(space).items()
+        for value in (choice_values(sweep) if isinstance(sweep, ChoiceSweep) else (sweep.start, sweep.end))
     ]
 
 
-def chosen_as(key: str, value: Any) -> str:
-    """A value of a choice as an override; a text with a space or any of Hydra's own characters is quoted."""
+def as_override(key: str, value: Any) -> str:
+    """A value as an override; a text with a space or any of Hydra's special characters is quoted."""
     return override(key, value) if isinstance(value, str) and re.search(r"[^\w./:-]", value) else f"{key}={value}"
 
 
-def listed(choice: ChoiceSweep) -> list[Any]:
+def choice_values(choice: ChoiceSweep) -> list[Any]:
     """The values of a choice."""
     return [value.text if isinstance(value, QuotedString) else value for value in choice.list]

@@ -1,4 +1,4 @@
-"""The types that the values of a configuration have, each with the rule that its error tells."""
+"""Types of configuration values, each with the rule that its error message states."""
 
 import functools
 import math
@@ -12,12 +12,12 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 
 class Range(NamedTuple):
-    """What a number may be; NaN and infinity are in none."""
+    """The range of a number; NaN and infinity are in no range."""
 
     low: float = -math.inf
     high: float = math.inf
-    without: tuple[float, ...] = ()  # ends that are outside, or a number between them
-    whole_above: float = math.inf  # a number above this is a count, and so whole
+    without: tuple[float, ...] = ()  # bounds that are excluded, or a number between them
+    whole_above: float = math.inf  # a number above this is a count, so it must be whole
 
     def __contains__(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -38,35 +38,35 @@ class Range(NamedTuple):
         return " ".join([kind, " and ".join(bounds)]).rstrip() + fraction * (0 <= self.whole_above < math.inf)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Called by pydantic where a range stands in an `Annotated`."""
+        """Called by pydantic for a range in an `Annotated`."""
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def check(self, value: float) -> float:
-        """The value, where it is in the range."""
+        """The value, if it is in the range."""
         if value not in self:
             raise PydanticCustomError("range", "out of range")
         return value
 
 
 class Rule(NamedTuple):
-    """In words, what a value may be whose type does not say it well; `such` is a valid one."""
+    """What a value must be, in words, if its type does not say it well, with an example."""
 
     words: str
-    such: str = ""
+    example: str = ""
 
 
 class Fact(NamedTuple):
-    """A key that the chosen option sets, and not the user."""
+    """A key that is set by the chosen option, not by the user."""
 
     instead: str
 
 
-Count = Annotated[int, Range(1, whole_above=-1)]
-CountOr0 = Annotated[int, Range(0, whole_above=-1)]
+PositiveInt = Annotated[int, Range(1, whole_above=-1)]
+NonNegativeInt = Annotated[int, Range(0, whole_above=-1)]
 Length = Annotated[int, Range(2, whole_above=-1)]
 Finite = Annotated[float, Range()]
-From0 = Annotated[float, Range(0)]
-Above0 = Annotated[float, Range(0, without=(0,))]
+NonNegative = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, without=(0,))]
 Probability = Annotated[float, Range(0, 1)]
 Below1 = Annotated[float, Range(0, 1, (1,))]
 Between = Annotated[float, Range(0, 1, (0, 1))]
@@ -75,19 +75,19 @@ Amount = Annotated[int | float, Range(0, whole_above=1)]
 """A fraction, or a number of steps or batches."""
 
 
-def _only(value: Any, right: bool) -> Any:
-    """The value, where it is right."""
-    if not right:
+def _require(value: Any, valid: bool) -> Any:
+    """The value, if it is valid."""
+    if not valid:
         raise PydanticCustomError("value", "wrong")
     return value
 
 
 def _text(value: str) -> str:
-    return str(_only(value, value != ""))
+    return str(_require(value, value != ""))
 
 
 def _two(betas: list[float]) -> list[float]:
-    _only(betas, len(betas) == 2)
+    _require(betas, len(betas) == 2)
     return betas
 
 
@@ -100,7 +100,7 @@ Text = Annotated[str, AfterValidator(_text)]
 
 def _column(value: Any) -> Any:
     names = value if isinstance(value, list) else [value]
-    return _only(value, bool(names) and all(isinstance(name, str) and name for name in names))
+    return _require(value, bool(names) and all(isinstance(name, str) and name for name in names))
 
 
 Columns = Annotated[
@@ -110,7 +110,7 @@ Columns = Annotated[
 
 
 def _class(value: Any) -> Any:
-    return _only(value, value is None or (type(value) is int and value in (0, 1)))
+    return _require(value, value is None or (type(value) is int and value in (0, 1)))
 
 
 Labels = Annotated[
@@ -120,9 +120,9 @@ Labels = Annotated[
 
 
 def _devices(value: Any) -> Any:
-    several = isinstance(value, list) and len(value) > 0 and all(part in Range(0, whole_above=-1) for part in value)
-    right = value == "auto" or value in Range(1, whole_above=-1) or (several and len(set(value)) == len(value))
-    return _only(value, right)
+    is_list = isinstance(value, list) and len(value) > 0 and all(gpu in Range(0, whole_above=-1) for gpu in value)
+    valid = value == "auto" or value in Range(1, whole_above=-1) or (is_list and len(set(value)) == len(value))
+    return _require(value, valid)
 
 
 Devices = Annotated[
@@ -132,7 +132,7 @@ Devices = Annotated[
 
 def _class_weights(value: Any) -> Any:
     pair = isinstance(value, list) and len(value) == 2 and all(weight in Range(0, without=(0,)) for weight in value)
-    return _only(value, pair or value in (None, "balanced"))
+    return _require(value, pair or value in (None, "balanced"))
 
 
 ClassWeights = Annotated[
@@ -140,43 +140,43 @@ ClassWeights = Annotated[
 ]
 
 SIZES = ("n_*", "num_*", "*_size", "*_dim", "max_position_embeddings")
-"""What of a model's configuration is a count."""
+"""Names of counts in a model's configuration."""
 
 
 def _sizes(config: dict[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
-        sized = any(fnmatchcase(name, pattern) for pattern in SIZES)
-        allowed = Range(1, whole_above=-1) if sized else Range()
-        if value not in allowed and ((sized and value is not None) or isinstance(value, float)):
+        is_size = any(fnmatchcase(name, pattern) for pattern in SIZES)
+        allowed = Range(1, whole_above=-1) if is_size else Range()
+        if value not in allowed and ((is_size and value is not None) or isinstance(value, float)):
             raise PydanticCustomError("inside", "wrong", {"key": name, "value": value, "rule": str(allowed)})
     return config
 
 
 Architecture = Annotated[dict[str, Any], AfterValidator(_sizes)]
-"""Arguments of a configuration of Transformers."""
+"""Arguments of a Transformers configuration."""
 
 
-def parts(annotation: Any) -> tuple[Any, list[Any], bool]:
-    """A type without its wrapping, what is said of it, and whether it may be null."""
-    said: list[Any] = []
+def unwrap_type(annotation: Any) -> tuple[Any, list[Any], bool]:
+    """A type without `Annotated` and `None`, its metadata, and whether it may be null."""
+    metadata: list[Any] = []
     nullable = False
     while True:
         if get_origin(annotation) is Annotated:
             annotation, *more = get_args(annotation)
-            said += more
+            metadata += more
         elif get_origin(annotation) in (Union, UnionType) and NoneType in get_args(annotation):
             nullable = True
             others = [each for each in get_args(annotation) if each is not NoneType]
             annotation = functools.reduce(operator.or_, others)
         else:
-            return annotation, said, nullable
+            return annotation, metadata, nullable
 
 
-def rule(annotation: Any) -> str:
+def describe_type(annotation: Any) -> str:
     """What a value of a type must be, in words."""
-    kind, said, nullable = parts(annotation)
+    kind, metadata, nullable = unwrap_type(annotation)
     null = "null, or " if nullable else ""
-    for each in said:
+    for each in metadata:
         if isinstance(each, Rule):
             return null + each.words
         if isinstance(each, Range):
@@ -184,11 +184,11 @@ def rule(annotation: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(['null'] * nullable + [str(choice) for choice in get_args(kind)])}"
     if get_origin(kind) in (Union, UnionType):
-        return null + ", or ".join(dict.fromkeys(rule(each) for each in get_args(kind)))
+        return null + ", or ".join(dict.fromkeys(describe_type(each) for each in get_args(kind)))
     if kind is bool:
         return null + "true or false"
     if get_origin(kind) is list:
-        return f"{null}a list, each of it {rule(get_args(kind)[0])}"
+        return f"{null}a list, each of it {describe_type(get_args(kind)[0])}"
     if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return null + "a mapping: {name: value}"
     return null + {str: "text (a number needs quotes)", int: "a whole number", float: "a number"}.get(kind, "any value")

@@ -1,6 +1,6 @@
-"""What no single key of a configuration shows: parts that do not go together, and what a user should know."""
+"""Checks across keys: parts of a configuration that cannot be combined, and notices for the user."""
 
-from aira.config.conf import architecture_of, chosen_by, options
+from aira.config.conf import architecture_of, options, recipe_choices
 from aira.config.schema import DPO, Evaluate, Model, Toxicity, Train
 from aira.errors import AiraError
 
@@ -8,14 +8,14 @@ NO_FP16 = (
     "a CPU has no such autocast. Set trainer.precision=bf16-mixed, or 32-true.",
     "trainer=fsdp does not scale losses, which float16 needs. Set trainer.precision=bf16-mixed, or 32-true.",
 )
-"""What is wrong with float16: on a CPU, and where weights are sharded."""
+"""Why float16 is not available: on a CPU, and with sharded weights."""
 
 
 def check_run(settings: Train) -> None:
-    """Parts of a training run that do not go together.
+    """Check that the parts of a training run can be combined.
 
     Raises:
-        AiraError: some do not.
+        AiraError: some cannot.
     """
     trainer, method, model = settings.trainer, settings.method, settings.model
     if model.architecture == "auto" and model.path == "none":
@@ -48,21 +48,24 @@ def check_run(settings: Train) -> None:
 
 
 def check_recipe(recipe: str, settings: Train) -> None:
-    """A published model is of one language and one method; all else that its recipe sets may be set otherwise."""
-    own, language, method = chosen_by(recipe), settings.language.code, settings.method.name
-    instead = f"Your own run needs no recipe: model={own['model']} method={method} language={language}."
-    if own["language"] != language:
-        there = [name for name in options("experiment") if chosen_by(name)["language"] == language]
+    """Check that a recipe's language and method are those of its published model; all else may be overridden."""
+    published, language, method = recipe_choices(recipe), settings.language.code, settings.method.name
+    instead = f"Your own run needs no recipe: model={published['model']} method={method} language={language}."
+    if published["language"] != language:
+        available = [name for name in options("experiment") if recipe_choices(name)["language"] == language]
         raise AiraError(
-            f"experiment={recipe} language={language}: the model was published for language={own['language']} alone. "
-            f"Published for {language} are {', '.join(there)}. {instead}"
+            f"experiment={recipe} language={language}: the model was published only for language="
+            f"{published['language']}. "
+            f"Published for {language} are {', '.join(available)}. {instead}"
         )
-    if own["method"] != method:
-        raise AiraError(f"experiment={recipe} method={method}: the model was made by method={own['method']}. {instead}")
+    if published["method"] != method:
+        raise AiraError(
+            f"experiment={recipe} method={method}: the model was made by method={published['method']}. {instead}"
+        )
 
 
 def _check_pairs(method: DPO) -> None:
-    """Arguments of the losses that no single key shows."""
+    """Check that the loss takes the other arguments of the method."""
     smoothing, loss = method.label_smoothing, method.loss
     if loss == "exo_pair" and smoothing == 0:
         raise AiraError("method.loss=exo_pair needs method.label_smoothing above 0 (1e-3 is usual): it takes its log.")
@@ -73,7 +76,7 @@ def _check_pairs(method: DPO) -> None:
 
 
 def notices(settings: Train | Evaluate) -> list[str]:
-    """What a user should know about a valid configuration before it runs."""
+    """Notices for the user about a valid configuration, before it runs."""
     model, language = settings.model, settings.language.code
     if not isinstance(model, Model):
         return []

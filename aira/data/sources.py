@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from aira.data.layout import FORMATS, arrange, check_regular, format_of, walk
 from aira.data.tables import READER, Parts, file_hash, parts, table
 from aira.errors import AiraError, reason_of
-from aira.files import check_exists, content_hash, matched, no_room
+from aira.files import check_exists, content_hash, matching_paths, no_room
 from aira.hub import OFFLINE, reach_hub
 
 
@@ -81,7 +81,7 @@ def read(
             )
         return _local(path, {"train": [located]}, [], None, cache_dir)
     if glob.has_magic(path):
-        matches = matched(path)
+        matches = matching_paths(path)
         base = Path(os.path.commonpath([file.parent for file in matches]))
         splits, notices = arrange(path, base, matches)
         names = ", ".join(str(file.relative_to(base)) for file in matches[:5]) + (", …" if len(matches) > 5 else "")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from aira.data.layout import format_of
 from aira.data.rows import Decimal, read_rows
 from aira.errors import AiraError, reason_of
-from aira.files import content_hash, read_json, write_whole
+from aira.files import content_hash, read_json, write_atomically
 
 READER = 2
 """The version of how bytes become rows; a change of the rows increases it, or cached tables would be stale."""
@@ -124,7 +124,7 @@ def _write(path: str, files: list[Path], contents: list[str], target: Path) -> N
         for file, before in zip(files, contents, strict=True):
             if file_hash(file) != before:
                 raise AiraError(f"{file} changed while it was read. Start again once it is fully written.")
-        write_whole(target.with_suffix(".json"), json.dumps(counts))
+        write_atomically(target.with_suffix(".json"), json.dumps(counts))
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

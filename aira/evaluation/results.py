@@ -12,7 +12,7 @@ import numpy as np
 from aira.config.schema import Suite
 from aira.errors import AiraError, nearest, reason_of
 from aira.evaluation.statistics import interval
-from aira.files import add_lines, as_json, near, read_json, write_whole
+from aira.files import append_lines, as_json, nearest_path, read_json, write_atomically
 
 PUBLISHED = Path(__file__).parent / "published"
 COLUMNS = {
@@ -174,7 +174,7 @@ def record_scores(run: Path, lines: Sequence[Line], suite: Suite, seed: int, cha
             }
             row |= {"value": score.value, "shown": str(score), "percent": score.percent, "lower": score.lower}
             rows.append(as_json(row))
-    add_lines(run / "evaluations.jsonl", rows)
+    append_lines(run / "evaluations.jsonl", rows)
 
 
 def published_lines(names: Sequence[str]) -> list[Line]:
@@ -212,7 +212,7 @@ def write_rows(folder: Path, task: str, rows: dict[str, list[Any]]) -> None:
         rows: columns, with `row` (which it is) and `value` (its figure) among them.
     """
     lines = (as_json(dict(zip(rows, values, strict=True))) for values in zip(*rows.values(), strict=True))
-    write_whole(folder / f"{task}.jsonl", "".join(line + "\n" for line in lines))
+    write_atomically(folder / f"{task}.jsonl", "".join(line + "\n" for line in lines))
 
 
 def compare(folders: Sequence[str], seed: int) -> list[dict[str, Any]]:
@@ -300,7 +300,7 @@ def _model_folder(folder: str) -> Path:
     path = Path(folder).expanduser()
     inside = [path] if (path / "rows").is_dir() else sorted(part.parent for part in path.glob("*/rows"))
     if not inside:
-        hint = "" if path.exists() else near(path)
+        hint = "" if path.exists() else nearest_path(path)
         raise AiraError(f"compare: {folder} holds no evaluation (a folder with results.json and rows/).{hint}")
     if len(inside) > 1:
         raise AiraError(f"compare: {folder} has several models: name one, such as {inside[0]}.")

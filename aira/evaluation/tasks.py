@@ -12,7 +12,7 @@ from aira.data.rows import read_rows
 from aira.data.schemas import BadRow, Example, finite, mapped_columns, named_classes, prompt_key, read_example
 from aira.data.sources import read
 from aira.errors import AiraError, nearest, reason_of
-from aira.files import near
+from aira.files import nearest_path
 
 Record = dict[str, Any]
 
@@ -114,7 +114,8 @@ def _locate_file(task: str, folder: str, file: str, hub: str) -> Path:
     if not file_path.is_file():
         elsewhere = f" The data set is {hub} on the hub: eval.data_dir=null reads it there." if hub else ""
         raise AiraError(
-            f"eval.data_dir={folder} has no file {file}, which the task {task} needs.{near(file_path)}{elsewhere} "
+            f"eval.data_dir={folder} has no file {file}, which the task {task} needs."
+            f"{nearest_path(file_path)}{elsewhere} "
             "eval.tasks names the tasks that are wanted."
         )
     return file_path

@@ -1,1 +1,1 @@
-"""The four ways to align a model, as LightningModules over one shared base."""
+"""The four methods, as LightningModules with one base."""

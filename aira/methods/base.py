@@ -1,7 +1,7 @@
-"""What every method shares: the step over rows, the optimizer and its schedule, metrics that add up.
+"""The base of all methods: the step over rows, the optimizer and its schedule, metrics that are sums.
 
-A method says what one row contributes (`row_loss`), what a batch is counted in (`unit`), and, where its loss needs to
-know the whole batch first, what a row adds to that (`row_statistics`). Everything else is here: gradients are those of
+A method defines the loss of a row (`row_loss`), the unit by which losses are averaged (`unit`), and, if its loss
+depends on the whole batch, the statistics of a row (`row_statistics`). Everything else is here: gradients are those of
 the whole batch, whatever the number of rows and ranks.
 """
 
@@ -44,23 +44,23 @@ class Method(pl.LightningModule):
 
     Args:
         model: the backbone with its head.
-        optimizer: as in conf/train.yaml.
-        schedule: as in conf/train.yaml.
-        seed: of the dropout; step and rank are mixed in, so a step draws the same whenever it is run.
+        optimizer: the settings in conf/train.yaml.
+        schedule: the settings in conf/train.yaml.
+        seed: of the dropout, combined with step and rank, so that a step has the same dropout whenever it is run.
         tokenizer: of the model, for methods that need it.
     """
 
     unit: str
     """What losses are averaged over: the batch's scored `tokens`, its `examples`, or a sum of `row_statistics`."""
     row_statistics: Callable[[Row], Sums] | None = None
-    """Of a method whose loss needs to know the batch: what a row adds to its totals, summed and without gradient.
+    """Sums of a row, without gradient, for a loss that depends on the whole batch: they are added to its totals.
 
-    It is called for every row before the first loss, and may run the model, on the row or on what stands beside it, or
-    read the row alone. Where it runs the model as `row_loss` does, dropout draws the same in both. All rows return the
-    same names. None costs nothing: one forward pass a row.
+    It is called for every row before the first loss. It may run the model, in which case dropout is the same as in
+    `row_loss`, or only read the row. All rows return the same names. With None, the default, there is no additional
+    forward pass.
     """
     step_seconds: float
-    """Of the last step, the wait for its data included; the validation, samples and checkpoints before it are not."""
+    """Seconds of the last step and the wait for its data, without the validation, samples or checkpoints before it."""
 
     def __init__(
         self,
@@ -75,28 +75,30 @@ class Method(pl.LightningModule):
         self.automatic_optimization = False
         self.model = model
         self.optimizer_settings, self.schedule, self.seed, self.tokenizer = optimizer, schedule, seed, tokenizer
-        self._unsharded: list[nn.Module] = []  # without weights; in a list, so that it is no part of this module
+        self._unsharded: list[
+            nn.Module
+        ] = []  # the model without weights; in a list, so that it is not registered as a submodule
 
     def row_loss(self, row: Row, totals: Totals) -> tuple[Tensor, Sums]:
-        """One row's part of the batch.
+        """The loss of a row.
 
         Args:
             totals: of the whole batch: its `examples`, its scored `tokens`, and the sums of `row_statistics`.
 
         Returns:
-            The loss summed (not averaged) over the row's tokens or examples, and further sums to report.
+            The loss, summed (not averaged) over the row's tokens or examples, and further sums to report.
         """
         raise NotImplementedError
 
     def forward(self, compute: Callable[..., T], *arguments: Any) -> T:
-        """Call a function that runs the model, through the hooks by which sharded weights are gathered."""
+        """Call a function that runs the model, with the hooks that gather sharded weights."""
         return compute(*arguments)
 
     def metrics(self, sums: Totals, count: float) -> dict[str, float]:
-        """What is reported of summed quantities.
+        """The metrics to report, from sums.
 
         Args:
-            sums: the sums that `row_loss` returned, added up over rows and ranks; `loss` among them.
+            sums: the sums that `row_loss` returned, `loss` included, added up over rows and ranks.
             count: the batch's total of `unit`.
         """
         return {name: value / count for name, value in sums.items()}
@@ -115,7 +117,7 @@ class Method(pl.LightningModule):
                     loss, more = self(self.row_loss, row, totals)
                     self.manual_backward(loss * scale * (i < batch.real_rows))
                 _add(sums, {"loss": loss.detach(), **more}, i < batch.real_rows)
-        reduced = self._reduced(sums)
+        reduced = self._reduce(sums)
         if not math.isfinite(reduced["loss"]):
             raise AiraError(
                 f"The loss is {reduced['loss']} at step {batch.number} (rows {batch.indices} of the training data). "
@@ -131,21 +133,21 @@ class Method(pl.LightningModule):
         self.step_seconds = time.perf_counter() - self._since
 
     def _start_clock(self, *_: Any, **__: Any) -> None:
-        """Time the next step; Lightning calls this after the callbacks, which have written and asked by now."""
+        """Start the clock of the next step; Lightning calls this after the callbacks, which are not timed."""
         self._since = time.perf_counter()
 
     on_train_start = on_train_batch_end = on_validation_end = _start_clock
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        """Have Lightning validate after the last step, whatever the interval: what is exported is what was measured."""
+        """Have Lightning validate after the last step, so that the weights that are exported are validated."""
         if self.trainer.global_step + 1 >= self.trainer.max_steps:
             self.trainer.should_stop = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip; gradients are unscaled by now.
+        """Clip the gradients, which are unscaled at this point.
 
         Raises:
-            AiraError: a gradient is not finite; with 16-mixed the loss scaler leaves such a step out by itself.
+            AiraError: a gradient is not finite; with 16-mixed the loss scaler skips such a step.
         """
         limit = self.optimizer_settings.max_grad_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
@@ -158,26 +160,26 @@ class Method(pl.LightningModule):
         self.log("train/grad_norm", norm)
 
     def before_export(self, model: nn.Module) -> None:
-        """Write into the model's configuration what its users need; the weights are those to be exported."""
+        """Add to the configuration of the model that will be exported what its users need."""
 
     def configure_model(self) -> None:
-        """Under a strategy with a device mesh, shard the weights over all processes of all nodes."""
+        """With a strategy that has a device mesh, shard the weights over all processes of all nodes."""
         if self.device_mesh is not None and not self._unsharded:
             self._unsharded.append(without_weights(self.model))
             shard(self, self.model, self.shards, self.trainer.precision)
 
     @functools.cached_property
     def shards(self) -> DeviceMesh:
-        """All processes in one dimension; Lightning's mesh has one of its own for each node."""
+        """A one-dimensional mesh of all processes; Lightning's has a mesh for each node."""
         return init_device_mesh(self.trainer.strategy.root_device.type, (self.trainer.world_size,))
 
     def whole_model(self, state: dict[str, Tensor] | None = None) -> nn.Module:
-        """The model with all its weights, for generation and export.
+        """The model with whole weights, for generation and export.
 
-        Where the weights are sharded, every rank has to call this, and rank 0 alone gets a model to use, on the CPU.
+        With sharded weights, every rank has to call this, and only rank 0 gets a usable model, on the CPU.
 
         Args:
-            state: other weights, from a checkpoint.
+            state: weights of a checkpoint, to use in place of the current ones.
         """
         if not self._unsharded:
             if state is not None:
@@ -191,10 +193,11 @@ class Method(pl.LightningModule):
         return with_weights(self._unsharded[0], {n.removeprefix("model."): value for n, value in weights.items()})
 
     def casts(self) -> contextlib.AbstractContextManager[Any]:
-        """Under autocast in one CPU process, keep the cast weights for all rows of a step (Lightning keeps none).
+        """With autocast in one CPU process, cache the cast weights for all rows of a step (Lightning caches none).
 
-        With several processes the gradients of such casts arrive after those of all rows: too late for FSDP2, which
-        reduces behind each layer, and for DDP to send meanwhile. On a GPU the thread of the backward pass forgets them.
+        With several processes, the gradients of cached casts would arrive only after all rows: too late for FSDP2,
+        which reduces after each layer, and for DDP to overlap communication. On a GPU the thread of the backward pass
+        does not see the cache.
         """
         device, strategy = self.trainer.strategy.root_device.type, self.trainer.strategy
         if device != "cpu" or not isinstance(strategy, SingleDeviceStrategy) or not torch.is_autocast_enabled(device):
@@ -202,37 +205,37 @@ class Method(pl.LightningModule):
         return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=True)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the sums of the validation before."""
+        """Reset the sums."""
         self.validation_sums: Totals = {}
         self.validation_count = 0.0
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        """Add up one batch; averages are taken once, over the whole validation set."""
+        """Add up the sums of one batch; averages are over the whole validation set."""
         totals = self._totals(batch)
         sums: Sums = {}
         with self.casts():
             for i, row in enumerate(batch.rows):
                 loss, more = self(self.row_loss, row, totals)
                 _add(sums, {"loss": loss, **more}, i < batch.real_rows)
-        for name, value in self._reduced(sums).items():
+        for name, value in self._reduce(sums).items():
             self.validation_sums[name] = self.validation_sums.get(name, 0.0) + value
         self.validation_count += totals[self.unit]
 
     def validation_metrics(self) -> dict[str, float]:
-        """Metrics of the whole validation set; every rank gets the same."""
+        """Metrics of the whole validation set, the same on every rank."""
         return self.metrics(self.validation_sums, self.validation_count)
 
     def on_validation_epoch_end(self) -> None:
-        """Report them."""
+        """Log the metrics."""
         self.log_dict({f"val/{name}": value for name, value in self.validation_metrics().items()}, prog_bar=False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW that decays matrices alone, and a schedule over the steps of the run."""
+        """AdamW with weight decay for matrices only, and a schedule over the steps of the run."""
         settings = self.optimizer_settings
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+            {"params": [p for p in trainable if p.dim() > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -248,7 +251,7 @@ class Method(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _totals(self, batch: Batch) -> Totals:
-        """What is known of the whole batch before its first loss; over ranks, one transfer for all statistics."""
+        """Totals of the whole batch before its first loss; one transfer over ranks for all statistics."""
         totals: Totals = {"examples": batch.examples, "tokens": batch.tokens}
         if self.row_statistics is None:
             return totals
@@ -257,7 +260,7 @@ class Method(pl.LightningModule):
         with torch.no_grad(), self.casts():
             for i, row in enumerate(batch.rows):
                 _add(sums, self(self.row_statistics, row), i < batch.real_rows)
-        return totals | self._reduced(sums)
+        return totals | self._reduce(sums)
 
     def _seed_dropout(self, batch: Batch) -> None:
         torch.manual_seed(hash((self.seed, batch.number, self.global_rank)) % 2**63)
@@ -266,8 +269,8 @@ class Method(pl.LightningModule):
         wrapped = self.trainer.strategy.model
         return wrapped.no_sync() if hasattr(wrapped, "no_sync") else contextlib.nullcontext()  # type: ignore[operator, union-attr]
 
-    def _reduced(self, sums: Sums) -> Totals:
-        """Add up over ranks; one transfer for all sums."""
+    def _reduce(self, sums: Sums) -> Totals:
+        """Add up over ranks, with one transfer for all sums."""
         values = torch.stack([value.detach().double() for value in sums.values()])
         values = self.trainer.strategy.reduce(values, reduce_op="sum")
         return dict(zip(sums, values.tolist(), strict=True))
@@ -281,7 +284,7 @@ def _add(sums: Sums, more: Sums, counts: bool) -> None:
 def rate(step: int, steps: int, warmup: int, name: str) -> float:
     """The factor on the peak learning rate at a step: linear warm-up, then `cosine` or `linear` to 0, or `constant`.
 
-    The first step of a warm-up of n steps has factor 1 / n, so that no step is without effect.
+    The first of n warm-up steps has the factor 1 / n, so that no step is without effect.
     """
     if step < warmup:
         return (step + 1) / warmup

@@ -1,8 +1,8 @@
-"""Losses on pairs as pure functions. Imports torch alone.
+"""Losses on pairs, as pure functions of torch alone.
 
 Notation: y_w is the chosen and y_l the rejected response to x, pi the policy, pi_0 the reference,
-r(y) = log pi(y|x) - log pi_0(y|x) summed over the scored tokens of y, |y| their number.
-Every loss is [P] float32, one value a pair.
+r(y) = log pi(y|x) - log pi_0(y|x), summed over the scored tokens of y; |y| is their number.
+Every loss is [P] float32, one value per pair.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from torch.nn.functional import logsigmoid
 
 
 class Side(NamedTuple):
-    """The chosen, or the rejected, responses of P pairs."""
+    """The chosen or the rejected responses of P pairs."""
 
     log_probs: Tensor  # [P] by the policy, summed over tokens
     lengths: Tensor  # [P] scored tokens
-    reference: Tensor  # [P] log-probs by the reference; zeros where the loss has none
+    reference: Tensor  # [P] log-probs by the reference; zeros for a loss without a reference
 
     @property
     def ratio(self) -> Tensor:
@@ -32,7 +32,7 @@ class Side(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What the losses can be set to."""
+    """Hyperparameters of the losses."""
 
     beta: float
     label_smoothing: float = 0.0
@@ -43,9 +43,9 @@ Loss = Callable[[Side, Side, Settings], Tensor]
 
 
 def bradley_terry(difference: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """The negative log-likelihood that the better one wins, which Bradley and Terry (1952) take as sigma(difference).
+    """Negative log-likelihood that the better one wins, with probability sigma(difference) (Bradley and Terry, 1952).
 
-    With label smoothing, a fraction of the pairs is taken to be labelled the wrong way round.
+    With label smoothing, a fraction of the pairs is assumed to be mislabelled.
 
     Args:
         difference: [P] score of the better minus score of the worse.
@@ -70,7 +70,7 @@ def hinge(chosen: Side, rejected: Side, settings: Settings) -> Tensor:
 
 
 def ipo(chosen: Side, rejected: Side, settings: Settings) -> Tensor:
-    """IPO (Azar et al., 2023, eq. 17); beta is its tau, and r is averaged over tokens, as its authors do it."""
+    """IPO (Azar et al., 2023, eq. 17); beta is its tau, and r is averaged over tokens, as its authors do."""
     difference = chosen.ratio / chosen.lengths - rejected.ratio / rejected.lengths
     return (difference - 1 / (2 * settings.beta)) ** 2
 

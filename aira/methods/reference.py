@@ -1,4 +1,4 @@
-"""Log-probs by a reference model: computed once, kept on disk, read by every run that needs the same."""
+"""Log-probs by a reference model: computed once, cached on disk, and shared by runs."""
 
 import hashlib
 import os
@@ -22,43 +22,44 @@ from aira.models.template import speaks_aira
 
 
 def load_reference(path: str, tokenizer: Any, model: nn.Module) -> nn.Module:
-    """Load a reference from elsewhere.
+    """Load a reference model from a path.
 
     Args:
-        path: as model.path.
-        tokenizer, model: of the policy; the vocabulary must be the same.
+        path: like model.path.
+        tokenizer, model: of the policy, which must have the same vocabulary.
 
     Raises:
         AiraError: there is no such model, or it has another vocabulary.
     """
-    theirs, added = load_tokenizer(path, template="aira" if speaks_aira(tokenizer) else "native")
-    if theirs.get_vocab() != tokenizer.get_vocab():
-        differing = len(set(theirs.get_vocab().items()) ^ set(tokenizer.get_vocab().items()))
+    reference_tokenizer, added = load_tokenizer(path, template="aira" if speaks_aira(tokenizer) else "native")
+    vocabulary, expected = reference_tokenizer.get_vocab(), tokenizer.get_vocab()
+    if vocabulary != expected:
+        differing = len(set(vocabulary.items()) ^ set(expected.items()))
         raise AiraError(
             f"method.reference={path}: its vocabulary is not that of model.path ({differing} tokens differ), so their "
-            "log-probs cannot be compared. A reference is mostly the model that the policy was made of."
+            "log-probs cannot be compared. A reference is usually the model that the policy started from."
         )
-    return load_model(path, theirs, added, attn_implementation=unwrap(model).config._attn_implementation)
+    return load_model(path, reference_tokenizer, added, attn_implementation=unwrap(model).config._attn_implementation)
 
 
 class Reference(nn.Module):
-    """A reference of its own, called as a module so that its weights can be sharded."""
+    """A reference model that is not the policy, as a module, so that its weights can be sharded."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
 
     def forward(self, row: Row) -> Tensor:
-        """[B] log-probs of a row's branches."""
+        """The [B] log-probs of a row's branches."""
         return branch_log_probs(self.model, row)[0]
 
 
 def reference_key(model: str, precision: str, device: str, sharded: bool, split: Split) -> str:
-    """The name of kept log-probs: by the model, how it computes, and the data (with tokenizer, template and cut).
+    """The cache key of log-probs: a hash of the model, how it computes, and the tokenized data.
 
     Args:
-        model: its `aira.models.weights.weights_hash`, asked while its weights are whole.
-        precision: as Lightning names it.
+        model: its `aira.models.weights.weights_hash`, computed before its weights are sharded.
+        precision: Lightning's name of it.
         device: its type.
     """
     identity = (
@@ -77,14 +78,15 @@ def reference_log_probs(
     folder: Path,
     name: str,
 ) -> np.ndarray:
-    """The summed log-prob of every branch of a split, from the cache where it was computed before.
+    """The summed log-prob of every branch of a split, from the cache if it was computed before.
 
     Each process computes its share, and the first one writes.
 
     Args:
-        compute: gives the [B] log-probs of a row on the trainer's device; with sharded weights all ranks call it alike.
-        model: the `aira.models.weights.weights_hash` of what computes; the first process's counts.
-        sharded: whether its weights are.
+        compute: returns the [B] log-probs of a row on the trainer's device; with sharded weights, all ranks call it
+            equally often.
+        model: the `aira.models.weights.weights_hash` of the model, needed in the first process only.
+        sharded: whether its weights are sharded.
         folder: of the cache.
         name: of the split, for the progress bar.
 
@@ -93,17 +95,17 @@ def reference_log_probs(
     """
     key = reference_key(model, trainer.precision, trainer.strategy.root_device.type, sharded, split)
     file = folder / f"{key}.npy"
-    kept = trainer.strategy.broadcast(_read(file) if trainer.is_global_zero else None)
-    if kept is not None:
-        return kept
+    cached = trainer.strategy.broadcast(_read(file) if trainer.is_global_zero else None)
+    if cached is not None:
+        return cached
     by_index: dict[int, list[float]] = {}
     for batch in tqdm(
         data.once(split), f"Reference log-probs, {name}", disable=not trainer.is_global_zero, leave=False
     ):
         sums = [compute(trainer.strategy.batch_to_device(row)) for row in batch.rows][: batch.real_rows]
         if sums:
-            together = torch.cat(sums).reshape(len(batch.indices), -1)
-            by_index |= zip(batch.indices, together.tolist(), strict=True)
+            by_example = torch.cat(sums).reshape(len(batch.indices), -1)
+            by_index |= zip(batch.indices, by_example.tolist(), strict=True)
     if trainer.world_size > 1:
         shares: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(shares, by_index)
@@ -124,9 +126,9 @@ def reference_log_probs(
 
 
 def _read(file: Path) -> np.ndarray | None:
-    """A kept array; None where there is none that is whole, and of numbers."""
+    """A cached array; None if there is none, or it is damaged or not finite."""
     try:
-        kept: np.ndarray = np.load(file)
-        return kept if np.isfinite(kept).all() else None
+        cached: np.ndarray = np.load(file)
+        return cached if np.isfinite(cached).all() else None
     except (OSError, ValueError, EOFError):
         return None

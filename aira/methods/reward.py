@@ -19,7 +19,7 @@ class Reward(Scorer):
 
     Args:
         model, optimizer, schedule, seed, tokenizer: as for `Method`.
-        label_smoothing: the fraction of pairs taken to be labelled the wrong way round.
+        label_smoothing: the fraction of pairs assumed to be mislabelled.
         center_rewards_coefficient: weight of the squared sum of a pair's rewards, which centres them on 0 (Eisenstein
             et al., 2023, section 2, by TRL's name; 0.01 is usual).
     """
@@ -39,14 +39,14 @@ class Reward(Scorer):
         self.label_smoothing, self.center = label_smoothing, center_rewards_coefficient
 
     def loss_of(self, scores: Tensor, row: Row) -> tuple[Tensor, Sums]:
-        """-log sigma(chosen - rejected - margin), with TRL's names for what is reported."""
+        """-log sigma(chosen - rejected - margin); metrics have TRL's names."""
         assert row.margin is not None
         losses = bradley_terry(scores[:, 0] - scores[:, 1] - row.margin, self.label_smoothing)
         if self.center:
             losses = losses + self.center * scores.sum(1) ** 2
         return losses.sum(), pair_sums(scores)
 
-    def measured(self, scores: Tensor, labels: Tensor) -> dict[str, float]:
+    def score_metrics(self, scores: Tensor, labels: Tensor) -> dict[str, float]:
         """Extremes, and the calibration error of sigma(chosen - rejected) as the probability that chosen wins."""
         return {
             "min_reward": scores.min().item(),
@@ -56,10 +56,10 @@ class Reward(Scorer):
 
 
 def pair_sums(scores: Tensor) -> Sums:
-    """What is reported of pairs, summed.
+    """Sums of the metrics of pairs.
 
     Args:
-        scores: [P, 2] of the better and of the worse.
+        scores: [P, 2], of the better and of the worse.
     """
     better, worse = scores.detach().unbind(1)
     return {
@@ -75,10 +75,10 @@ def pair_calibration_error(scores: Tensor) -> float:
     """Expected calibration error (Guo et al., 2017), 10 bins: confidence in the likelier response against accuracy.
 
     Args:
-        scores: [P, 2] of the better and of the worse.
+        scores: [P, 2], of the better and of the worse.
 
     Returns:
-        The error; NaN of no pairs.
+        The error; NaN without pairs.
     """
     if not len(scores):
         return math.nan

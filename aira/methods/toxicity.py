@@ -1,4 +1,4 @@
-"""Toxicity classification. A score is high where a text is harmless: sigma(score) is the probability of that.
+"""Toxicity classification. A high score means harmless: sigma(score) is the probability that a text is harmless.
 
 This holds for both objectives, for exported models (`id2label` is {0: "harmless"}) and for all that reads them. In the
 data, class 1 is toxic, and metrics of a class are of the toxic one unless their name says otherwise.
@@ -34,10 +34,10 @@ class Toxicity(Scorer):
         model, optimizer, schedule, seed, tokenizer: as for `Method`.
         objective: `classification` learns from single texts, `pairwise` from pairs of a harmless and a harmful one (the
             Bradley-Terry loss, as the published ToxiGuardrail).
-        class_weights: weight of the harmless and of the toxic texts in the loss of `classification`; `balanced` weighs
-            a class by the inverse of its frequency, so that both count alike; None weighs every text alike.
-        threshold_by: what the threshold, below which a score means toxic, is chosen for on the validation texts:
-            `accuracy`, `balanced_accuracy`, or `f1`.
+        class_weights: weights of the harmless and of the toxic texts in the loss of `classification`; `balanced`
+            weights a class by the inverse of its frequency, so that both count equally; None weights all texts equally.
+        threshold_by: the metric on the validation texts, `accuracy`, `balanced_accuracy` or `f1`, for which the
+            threshold is chosen, below which a score means toxic.
     """
 
     threshold: Tensor
@@ -59,7 +59,7 @@ class Toxicity(Scorer):
         self.register_buffer("threshold", torch.tensor(0.0))
 
     def setup(self, stage: str) -> None:
-        """Weigh the classes by the training data."""
+        """Compute the class weights."""
         weights = self.class_weights
         if weights == "balanced" and self.objective == "classification":
             labels = torch.from_numpy(self.trainer.datamodule.train.labels)  # type: ignore[attr-defined]
@@ -69,87 +69,90 @@ class Toxicity(Scorer):
     def loss_of(self, scores: Tensor, row: Row) -> tuple[Tensor, Sums]:
         """Binary cross-entropy, averaged over an example's texts, or the loss of pairs.
 
-        `accuracy_at_0` takes a text to be toxic where its score is below 0; `accuracy` of a validation goes by the
-        threshold that was chosen.
+        `accuracy_at_0` classifies a text as toxic if its score is below 0; `accuracy` of a validation uses the chosen
+        threshold.
         """
         if self.objective == "pairwise":
-            return bradley_terry(scores[:, 0] - scores[:, 1]).sum(), _pairs(scores)
+            return bradley_terry(scores[:, 0] - scores[:, 1]).sum(), _pair_sums(scores)
         assert row.labels is not None
         labels = row.labels.reshape(scores.shape)
         harmless = (labels == HARMLESS).to(scores.dtype)
         weights = self.weights.to(scores.device)[labels.long()]
         losses = binary_cross_entropy_with_logits(scores, harmless, weights, reduction="none").mean(1)
-        right = ((scores.detach() > 0) == (labels == HARMLESS)).float().mean(1)
-        return losses.sum(), {"accuracy_at_0": right.sum()}
+        accuracy = ((scores.detach() > 0) == (labels == HARMLESS)).float().mean(1)
+        return losses.sum(), {"accuracy_at_0": accuracy.sum()}
 
-    def measured(self, scores: Tensor, labels: Tensor) -> dict[str, float]:
-        """Choose the threshold, and measure the classes with it."""
+    def score_metrics(self, scores: Tensor, labels: Tensor) -> dict[str, float]:
+        """Choose the threshold, and compute the metrics of the classes with it."""
         labels, scores = labels.flatten(), scores.flatten()
-        there = {"toxic" if one == TOXIC else "harmless" for one in labels.tolist()}
-        # by texts of one class, any threshold below or above all of them would be the best
-        threshold = best_threshold(scores, labels, self.threshold_by) if len(there) == 2 else 0.0
+        classes = {"toxic" if label == TOXIC else "harmless" for label in labels.tolist()}
+        # with texts of one class, any threshold below or above all of them would be the best
+        threshold = best_threshold(scores, labels, self.threshold_by) if len(classes) == 2 else 0.0
         self.threshold.fill_(threshold)
         figures = class_metrics(scores, labels, threshold)
-        why = "no text was taken to be of a class"
-        if len(there) == 1:
-            why = f"all validation texts are {there.pop()}, so the threshold is 0; more of them may hold both classes"
-        self.undefined = {name: why for name in CLASS_METRICS if name not in figures}
+        reason = "no text was classified as one of the classes"
+        if len(classes) == 1:
+            reason = (
+                f"all validation texts are {classes.pop()}, so the threshold is 0; more of them may hold both classes"
+            )
+        self.undefined = {name: reason for name in CLASS_METRICS if name not in figures}
         return {"threshold": threshold, **figures}
 
     def before_export(self, model: nn.Module) -> None:
-        """Keep the threshold beside the weights."""
+        """Add the threshold to the model's configuration."""
         unwrap(model).config.threshold = self.threshold.item()
 
 
-def _pairs(scores: Tensor) -> Sums:
-    named = pair_sums(scores)
-    return {"pair_accuracy": named["accuracy"], "margin": named["margin"]}
+def _pair_sums(scores: Tensor) -> Sums:
+    sums = pair_sums(scores)
+    return {"pair_accuracy": sums["accuracy"], "margin": sums["margin"]}
 
 
 def best_threshold(scores: Tensor, labels: Tensor, by: str) -> float:
-    """The threshold with the best figure: midway between two neighbouring scores, or beyond all of them.
+    """The threshold with the best value of a metric: midway between two neighbouring scores, or beyond all of them.
 
     Args:
-        scores: [N], high where a text is harmless.
+        scores: [N], a high score means harmless.
         labels: [N] classes.
-        by: `accuracy`, `balanced_accuracy` or `f1`.
+        by: the metric, `accuracy`, `balanced_accuracy` or `f1`.
 
     Returns:
-        A text is taken to be toxic where its score is below this.
+        The threshold, below which a score means toxic.
     """
     values, order = scores.double().sort()
     toxic = (labels[order] == TOXIC).double()
-    nothing = toxic.new_zeros(1)
-    hits = torch.cat([nothing, toxic.cumsum(0)])  # toxic texts among the k lowest, for k from 0 to N
-    false = torch.cat([nothing, (1 - toxic).cumsum(0)])
+    zero = toxic.new_zeros(1)
+    true_positives = torch.cat([zero, toxic.cumsum(0)])  # toxic texts among the k lowest, for k from 0 to N
+    false_positives = torch.cat([zero, (1 - toxic).cumsum(0)])
     positives, negatives = toxic.sum(), (1 - toxic).sum()
-    figures = {
-        "accuracy": hits + negatives - false,
-        "balanced_accuracy": hits / positives.clamp(min=1) + (negatives - false) / negatives.clamp(min=1),
-        "f1": 2 * hits / (hits + false + positives),
+    true_negatives = negatives - false_positives
+    values_of_metric = {
+        "accuracy": true_positives + true_negatives,
+        "balanced_accuracy": true_positives / positives.clamp(min=1) + true_negatives / negatives.clamp(min=1),
+        "f1": 2 * true_positives / (true_positives + false_positives + positives),
     }[by]
     edges = torch.cat([values[:1] - 1, (values[1:] + values[:-1]) / 2, values[-1:] + 1])
-    possible = torch.cat([nothing == 0, values[1:] > values[:-1], nothing == 0])  # equal scores cannot be told apart
-    return edges[torch.where(possible, figures, -1.0).argmax()].item()
+    possible = torch.cat([zero == 0, values[1:] > values[:-1], zero == 0])  # no threshold separates equal scores
+    return edges[torch.where(possible, values_of_metric, -1.0).argmax()].item()
 
 
 CLASS_METRICS = (
     *("accuracy", "balanced_accuracy", "f1", "auroc", "auprc"),
     *(f"{name}/{figure}" for name in ("toxic", "harmless") for figure in ("precision", "recall", "f1")),
 )
-"""What `class_metrics` gives where all of it is defined."""
+"""The metrics of `class_metrics` if all of them are defined."""
 
 
 def class_metrics(scores: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
     """Accuracy, F1, areas under curves, and each class's precision, recall and F1, by torchmetrics.
 
-    What is undefined is left out: areas and balanced accuracy where a class has no text, a class's recall and F1 where
-    it has none, and its precision where no text is taken to be of it.
+    Undefined metrics are left out: areas and balanced accuracy if a class has no text, a class's recall and F1 if it
+    has no text, and its precision if no text is classified as it.
 
     Args:
-        scores: [N], high where a text is harmless.
+        scores: [N], a high score means harmless.
         labels: [N] classes.
-        threshold: a text is taken to be toxic where its score is below.
+        threshold: below it, a score means toxic.
     """
     toxic = (scores < threshold).long()
     metrics = {"accuracy": binary_accuracy(toxic, labels)} if len(labels) else {}

@@ -29,7 +29,7 @@ from aira.config.schema import Lora
 from aira.data.trees import Row, Tree, pack, pad
 from aira.environment import versions
 from aira.errors import AiraError, reason_of
-from aira.files import read_json, write_whole
+from aira.files import read_json, write_atomically
 from aira.models.attention import Cached
 from aira.models.forward import hidden_states, keys_and_values, scores
 from aira.models.head import lm_head, log_probs
@@ -139,7 +139,7 @@ def probe(config: PretrainedConfig, architecture: str, head: str, attention: str
             kept = (_encoder if architecture == "encoder" else _causal)(config, head, attention)
         with contextlib.suppress(OSError):  # it is tried again then
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(kept))
+            write_atomically(file, json.dumps(kept))
     return Probe(*kept)
 
 

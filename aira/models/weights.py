@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging as transformers_logging
 
 from aira.errors import AiraError, reason_of
-from aira.files import typed
+from aira.files import quoted_override
 from aira.hub import OFFLINE
 from aira.models.forward import unwrap
 
@@ -151,7 +151,9 @@ def check_folder(folder: Path) -> None:
     run, checkpoint = folder.parent if folder.name == "export" else folder, "checkpoints/last.ckpt"
     again = "Copy or download it again."
     if (run / checkpoint).is_file():
-        again = f"The run's own command with {typed('ckpt_path', run / checkpoint)} writes its export at its end."
+        again = (
+            f"The run's own command with {quoted_override('ckpt_path', run / checkpoint)} writes its export at its end."
+        )
     kinds = {Path(name).suffix for name in names}
     lacks = [] if "config.json" in names or names & {"adapter_config.json"} else ["config.json"]
     if "adapter_config.json" not in names:

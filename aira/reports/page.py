@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment
 
 from aira.files import without_home
-from aira.ranking import UNRANKED, blurred_by
+from aira.ranking import UNRANKED, confounders
 from aira.reports import plots
 from aira.reports.runs import Run, differing
 
@@ -124,7 +124,7 @@ def _kinds(runs: list[Run]) -> list[list[Run]]:
     """Runs of one method, measured on the same rows, together; of each such kind the best first."""
     kinds: list[list[Run]] = []
     for run in runs:
-        same = [kind for kind in kinds if not blurred_by(compared_by(run)[0], [kind[0].settings, run.settings])]
+        same = [kind for kind in kinds if not confounders(compared_by(run)[0], [kind[0].settings, run.settings])]
         if same:
             same[0].append(run)
         else:
@@ -151,7 +151,7 @@ def _numbers(kinds: list[list[Run]], names: Sequence[str], lower_is_better: set[
         for name in names:
             column = [run.metrics.get(name) for run in runs]
             present = [value for value in column if value is not None and not math.isnan(value)]
-            ranked = not UNRANKED.search(name) and not blurred_by(name, [run.settings for run in runs])
+            ranked = not UNRANKED.search(name) and not confounders(name, [run.settings for run in runs])
             best = (min if name in lower_is_better else max)(present) if ranked and len(set(present)) > 1 else None
             for row, value in zip(new, column):
                 row.append(Cell("" if value is None else number(value), "number", value is not None and value == best))
@@ -186,10 +186,10 @@ def _order(kinds: list[list[Run]], names: list[str]) -> str:
         )
     if len(kinds) > 1:
         firsts = [kind[0] for kind in kinds]
-        keys = blurred_by(compared_by(firsts[0])[0], [run.settings for run in firsts])
+        keys = confounders(compared_by(firsts[0])[0], [run.settings for run in firsts])
         sentences.append(f"Runs with another {' or '.join(keys) or 'method'} are not compared with each other.")
     for name in names:
-        keys = [key for kind in kinds for key in blurred_by(name, [run.settings for run in kind])]
+        keys = [key for kind in kinds for key in confounders(name, [run.settings for run in kind])]
         if keys:
             sentences.append(f"{name} is not compared: {' and '.join(dict.fromkeys(keys))} changes what it means.")
     return " ".join(sentences)

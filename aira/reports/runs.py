@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from aira.config.record import flat, read_config
+from aira.config.record import flatten, read_config
 from aira.errors import AiraError
-from aira.files import near, passed_over, read_json, read_text
+from aira.files import nearest_path, read_json, read_text, report_skipped
 from aira.ranking import hashes
 from aira.trials import TRIAL, rows_of_log
 
@@ -46,7 +46,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """What says what its metrics mean, for `aira.ranking.blurred_by`."""
-        return dict(flat(self.values)) | hashes(self.environment)
+        return dict(flatten(self.values)) | hashes(self.environment)
 
 
 def find_runs(path: Path) -> list[Run]:
@@ -56,7 +56,7 @@ def find_runs(path: Path) -> list[Run]:
         AiraError: there is none.
     """
     if not path.is_dir():
-        raise AiraError(f"runs={path}: there is no such folder.{near(path)}")
+        raise AiraError(f"runs={path}: there is no such folder.{nearest_path(path)}")
     folders = {file.parent.parent for file in path.rglob(".hydra/config.yaml") if ".old" not in file.parts}
     runs = []
     for folder in sorted(folders):
@@ -98,7 +98,7 @@ def read_run(folder: Path) -> Run:
 
 def _run(folder: Path, values: dict[str, Any]) -> Run:
     """See `read_run`; the configuration has been read."""
-    known = dict(flat(values))
+    known = dict(flatten(values))
     wrong = [key for key, kind in NEEDED.items() if not _is(known.get(key), kind)]
     wrong += [key for key in OPTIONAL if not isinstance(known.get(key), str | None)]
     if wrong:
@@ -189,13 +189,13 @@ def _scores(file: Path) -> np.ndarray:
             raise ValueError("it holds no four numbers a line")
         return scores
     except ValueError as error:
-        passed_over(file, error)
+        report_skipped(file, error)
         return np.empty((0, 4))
 
 
 def differing(runs: list[Run]) -> dict[str, list[Any]]:
     """The keys whose values are not the same in all runs, with the value of each run."""
-    tables = [{key: value for key, value in flat(run.values) if not isinstance(value, dict)} for run in runs]
+    tables = [{key: value for key, value in flatten(run.values) if not isinstance(value, dict)} for run in runs]
     keys = dict.fromkeys(key for table in tables for key in table)
     free = ("output_dir", "ckpt_path", "cache_dir", "debug", "sweep", "overwrite")
     return {

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from aira.errors import AiraError
-from aira.files import markdown, read_json, write_whole
+from aira.files import markdown, read_json, write_atomically
 from aira.reports.page import CURVES, evaluations, number
 from aira.reports.runs import Run
 from aira.tracking.login import online
@@ -72,7 +72,7 @@ def report(runs: list[Run], title: str, project: str, entity: str | None, file: 
     if logged_in:
         document.save()
         return str(document.url)
-    write_whole(file, document._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2))
+    write_atomically(file, document._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2))
     return str(file)
 
 

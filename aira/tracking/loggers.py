@@ -3,13 +3,13 @@
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from aira.errors import AiraError
-from aira.parts import Begun, Part
+from aira.parts import Part, RunStart
 
 
 class CSV(Part):
     """`logs/version_<n>/metrics.csv` in the run's folder; a run that is resumed adds a version."""
 
-    def begin(self, run: Begun) -> CSVLogger:
+    def begin(self, run: RunStart) -> CSVLogger:
         """The logger, which writes each step at once, since who watches a run reads it while it trains."""
         return CSVLogger(run.folder, name="logs", flush_logs_every_n_steps=1)
 
@@ -17,7 +17,7 @@ class CSV(Part):
 class TensorBoard(Part):
     """`tensorboard/` in the run's folder."""
 
-    def begin(self, run: Begun) -> TensorBoardLogger:
+    def begin(self, run: RunStart) -> TensorBoardLogger:
         """The logger.
 
         Raises:

@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from aira.environment import environment
 from aira.files import content_hash, run_of_export, without_home
-from aira.parts import Begun, Finished, Part
+from aira.parts import Part, RunEnd, RunStart
 from aira.tracking.login import online
 
 CONNECTING = 30
@@ -34,14 +34,14 @@ class Wandb(WandbLogger, Part):
         super().__init__(**arguments)
         self.upload_export = upload_export
 
-    def exported(self, run: Finished) -> None:
+    def on_export(self, run: RunEnd) -> None:
         """Log the inputs and the export of the run, and its final metrics, which the table of runs shows."""
         self.log_input("model", run.settings.model.path)
         self.log_input("dataset", run.data.path, run.data.key)
         self.log_export(run.folder)
         self.experiment.summary.update(run.metrics)
 
-    def evaluated(self, folder: Path, suite: str, models: list[str]) -> None:
+    def on_evaluation(self, folder: Path, suite: str, models: list[str]) -> None:
         """Log which models were evaluated, and the files with their results."""
         for path in models:
             self.log_input("model", path)
@@ -122,9 +122,9 @@ class WandbRun(Part):
     def __init__(self, project: str, group: str | None, tags: list[str], upload_export: bool) -> None:
         self.start = partial(Wandb, upload_export, project=project, group=group, tags=tags)
 
-    def begin(self, run: Begun) -> Wandb:
+    def begin(self, run: RunStart) -> Wandb:
         """Start it, with the configuration and the environment."""
-        config = json.loads(without_home(json.dumps({**run.values, "environment": environment()}, default=str)))
+        config = json.loads(without_home(json.dumps({**run.config, "environment": environment()}, default=str)))
         start = partial(self.start, name=run.folder.name, save_dir=run.folder, config=config)
         os.environ.setdefault("WANDB_DATA_DIR", str(run.folder / "wandb"))  # of files that wait to be uploaded
         private: dict[str, Any] = {"x_disable_meta": True, "x_disable_machine_info": True, "disable_git": True}

@@ -10,13 +10,13 @@ import torch
 from aira.callbacks.checkpoint import Checkpoints, changed_settings, check_shapes, read_state
 from aira.errors import AiraError
 from aira.files import damage
-from aira.parts import Begun
+from aira.parts import RunStart
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, number):
     """Catches a whole checkpoint that is overwritten by a part of the next one, and an error that is no help."""
-    callback = Checkpoints(every_n_train_steps=1, monitor="val/loss", mode="min").begin(Begun(tmp_path, {}))
+    callback = Checkpoints(every_n_train_steps=1, monitor="val/loss", mode="min").begin(RunStart(tmp_path, {}))
     (tmp_path / "checkpoints").mkdir()
 
     def save(content, step):
@@ -45,7 +45,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, number):
 
 def test_the_best_after_one_that_is_no_number(tmp_path, capsys):
     """Catches a best.ckpt of a validation whose loss was NaN, or one that is passed over without a word."""
-    callback = Checkpoints(every_n_train_steps=1, monitor="val/loss", mode="min").begin(Begun(tmp_path, {}))
+    callback = Checkpoints(every_n_train_steps=1, monitor="val/loss", mode="min").begin(RunStart(tmp_path, {}))
     (tmp_path / "checkpoints").mkdir()
     for step, loss in enumerate([float("nan"), 2.0, 3.0, float("nan")], start=1):
         trainer = SimpleNamespace(
@@ -66,7 +66,7 @@ def test_the_best_after_one_that_is_no_number(tmp_path, capsys):
 
 def test_processes_go_on_from_one_file(tmp_path):
     """Catches processes that have found different checkpoints and train on with both."""
-    callback = Checkpoints(every_n_train_steps=1, monitor="val/loss", mode="min").begin(Begun(tmp_path, {}))
+    callback = Checkpoints(every_n_train_steps=1, monitor="val/loss", mode="min").begin(RunStart(tmp_path, {}))
 
     def begin(path, first):
         strategy = SimpleNamespace(broadcast=lambda own: first)

@@ -70,7 +70,7 @@ def test_the_time_of_steps(tmp_path, clock, order):
     each = len(tokenizer.encode(f"<|startofinstruction|>{PROMPT}<|endofinstruction|>{ANSWER}<|endofcompletion|>"))
     # 4 steps, each with 10 s for the batch of two rows and 1 s for each of them; 2 validations of 110 s + 500 s
     assert found.seconds == 4 * (10 + 2) and clock.now == 48 + 4 * 1000 + 2 * (10 + 100 + 500)
-    measured = found.measured()
+    measured = found.averages()
     assert measured["tokens_per_second"] == pytest.approx(8 * each / 48)
     assert measured["examples_per_second"] == pytest.approx(8 / 48)
 

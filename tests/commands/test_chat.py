@@ -9,7 +9,7 @@ import pytest
 
 from aira.commands.chat import _rows, answer_file, main
 from aira.errors import AiraError
-from aira.files import locked
+from aira.files import acquire_lock
 from tests.end_to_end.command import ENVIRONMENT, ROOT
 
 SHORT = ["max_new_tokens=8", "temperature=1.0"]
@@ -142,7 +142,7 @@ def test_the_input_is_not_the_output(tmp_path, monkeypatch, capsys):
 
 def test_two_chats_write_one_file(tmp_path):
     """Catches answers of two processes in one file."""
-    held = locked(tmp_path / ".out.jsonl.lock", tmp_path)
+    held = acquire_lock(tmp_path / ".out.jsonl.lock", tmp_path)
     with pytest.raises(AiraError, match="Another process writes into"):
         answer_file(None, [], tmp_path / "out.jsonl", 0)
     held.release()

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from aira.commands.pipeline import stages
+from aira.commands.pipeline import build_stages
 from aira.config.compose import compose_config, compose_settings
-from aira.config.record import plain
+from aira.config.record import to_dict
 from aira.config.schema import Pipeline
 from aira.errors import AiraError
 from aira.files import override
@@ -20,7 +20,7 @@ from tests.end_to_end.command import ENVIRONMENT, ROOT
 
 def planned(tmp_path, *overrides, shared=()):
     values = compose_settings(Pipeline, [f"output={tmp_path}/p", *overrides])
-    return {stage.name: stage for stage in stages(values, shared)}
+    return {stage.name: stage for stage in build_stages(values, shared)}
 
 
 @pytest.mark.parametrize("language", ["en", "pt"])
@@ -29,12 +29,12 @@ def test_every_pipeline_composes(tmp_path, pipeline, language):
     """Catches an override that a stage's command does not have; a skipped stage leaves the others their defaults."""
     chain = planned(tmp_path, f"pipeline={pipeline}", f"language={language}")
     given = f"{tmp_path}/p"
-    data = plain(compose_config("train", chain["dpo"].overrides))["data"]
+    data = to_dict(compose_config("train", chain["dpo"].overrides))["data"]
     assert (data["path"], data["split"]) == (f"{given}/rejection_sampling/pairs", "train")
     assert f"model.path={given}/sft" in chain["dpo"].overrides
     chain = planned(tmp_path, f"pipeline={pipeline}", f"language={language}", "skip=[rejection_sampling,toxicity]")
-    own = plain(compose_config("train", ["method=dpo", f"data={data['name']}", f"language={language}"]))["data"]
-    data = plain(compose_config("train", chain["dpo"].overrides))["data"]
+    own = to_dict(compose_config("train", ["method=dpo", f"data={data['name']}", f"language={language}"]))["data"]
+    data = to_dict(compose_config("train", chain["dpo"].overrides))["data"]
     assert (data["path"], data["split"]) == (own["path"], own["split"])
     evaluated = [text for stage in chain.values() for text in stage.overrides if text.startswith("models=")]
     assert evaluated and not any("toxicity" in text for text in evaluated)
@@ -47,16 +47,16 @@ def test_every_pipeline_composes(tmp_path, pipeline, language):
 def test_any_name_of_the_folder(tmp_path, pipeline, name):
     """Catches a folder that Hydra's grammar takes apart once it stands in the overrides of a stage."""
     values = compose_settings(Pipeline, [f"pipeline={pipeline}", override("output", tmp_path / name)])
-    chain = {stage.name: stage for stage in stages(values)}
-    dpo = plain(compose_config("train", chain["dpo"].overrides))
+    chain = {stage.name: stage for stage in build_stages(values)}
+    dpo = to_dict(compose_config("train", chain["dpo"].overrides))
     assert dpo["data"]["path"] == f"{tmp_path}/{name}/rejection_sampling/pairs"
     assert dpo["model"]["path"] == f"{tmp_path}/{name}/sft"
     models = next(stage for stage in chain.values() if stage.command == "evaluate")
-    assert plain(compose_config("evaluate", models.overrides))["models"][:2] == [
+    assert to_dict(compose_config("evaluate", models.overrides))["models"][:2] == [
         f"{tmp_path}/{name}/sft",
         f"{tmp_path}/{name}/dpo",
     ]
-    assert plain(compose_config("report", chain["report"].overrides))["runs"] == f"{tmp_path}/{name}"
+    assert to_dict(compose_config("report", chain["report"].overrides))["runs"] == f"{tmp_path}/{name}"
 
 
 def test_what_is_run_again(tmp_path):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from aira import environment
 from aira.chat.load import PURPOSES, load
-from aira.commands.rejection_sampling import _prompts, _same_settings, main, settings_of
+from aira.commands.rejection_sampling import _prompts, _write_record, main, sampling_record
 from aira.config.compose import compose_config, compose_settings
 from aira.config.schema import RejectionSampling
 from aira.data.sources import read
@@ -107,12 +107,12 @@ def test_what_answers_are_kept_under(asked, exports, tmp_path, monkeypatch):
     given = asked(tmp_path / "kept", "toxicity_model=last", "guard.reads=exchange")
     values = compose_settings(RejectionSampling, given)
     chat = load(values)
-    kept = settings_of(chat, ["a", "b"], values)
+    kept = sampling_record(chat, ["a", "b"], values)
 
     def refused(asked=("a", "b"), **changed):
-        _same_settings(tmp_path / "kept", kept)
+        _write_record(tmp_path / "kept", kept)
         try:
-            _same_settings(tmp_path / "kept", settings_of(chat, list(asked), values.model_copy(update=changed)))
+            _write_record(tmp_path / "kept", sampling_record(chat, list(asked), values.model_copy(update=changed)))
         except AiraError as error:
             return "holds answers of another sampling" in str(error)
         return False
@@ -186,7 +186,7 @@ def test_what_is_there_is_not_overwritten(tmp_path, there):
     (tmp_path / there).parent.mkdir(exist_ok=True)
     (tmp_path / there).write_text("theirs")
     with pytest.raises(AiraError, match=f"holds {there.split('/')[0]}, and no settings.json"):
-        _same_settings(tmp_path, {"a": 1})
+        _write_record(tmp_path, {"a": 1})
     assert [file.name for file in tmp_path.rglob("*.*")] == [there.split("/")[-1]]
 
 

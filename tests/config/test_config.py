@@ -27,14 +27,14 @@ import aira.commands.shell
 import aira.training
 from aira.commands.resume import find_last
 from aira.commands.shell import HYDRA_OPTIONS, check
-from aira.config.check import checked, declared
-from aira.config.compose import _plain_defaults, compose_config, compose_settings, validated
-from aira.config.conf import CONF, architecture_of, groups, options, own_groups
-from aira.config.help import described
+from aira.config.check import declared_type, validate
+from aira.config.compose import _defaults_dict, compose_config, compose_settings, typed_settings
+from aira.config.conf import CONF, architecture_of, groups, groups_of, options
+from aira.config.help import describe
 from aira.config.overrides import check_key, parse_override
-from aira.config.record import flat, plain, recorded, write_config
+from aira.config.record import flatten, to_dict, to_dict_without_env, write_config
 from aira.config.schema import COMMANDS, Evaluate, Train
-from aira.config.types import Range, parts
+from aira.config.types import Range, unwrap_type
 from aira.config.values import check_run, notices
 from aira.errors import AiraError
 from aira.models.export import export
@@ -45,13 +45,13 @@ YAMLS = sorted(CONF.rglob("*.yaml"))
 
 
 def values(*overrides):
-    return plain(compose_config("train", list(overrides)))
+    return to_dict(compose_config("train", list(overrides)))
 
 
 def last_of(overrides, named=None):
     """The checkpoint of `ckpt_path=last`."""
     cfg = compose_config("train", overrides)
-    return find_last(validated(cfg, Train), recorded(cfg), named)
+    return find_last(typed_settings(cfg, Train), to_dict_without_env(cfg), named)
 
 
 def raw(file):
@@ -74,7 +74,7 @@ def test_every_model_composes(model, method, language):
     assert found["model"]["name"] == model and found["method"]["name"] == method
     assert found["language"]["code"] == language
     assert isinstance(found["model"]["path"], str) and found["optimizer"]["lr"] > 0
-    assert all("${" not in str(value) for _, value in flat(found))
+    assert all("${" not in str(value) for _, value in flatten(found))
 
 
 KINDS = {
@@ -169,7 +169,7 @@ def test_settings_of_a_model_reach_the_run():
 
 
 def test_the_group_of_a_path(tmp_path):
-    """Catches a run that is read with another model's defaults, and a stranger's path with a tiny model's."""
+    """Catches a run of one model that is read with another's defaults, and another path with those of a tiny model."""
     for i, (name, group) in enumerate((("llama-tiny", "llama-tiny"), ("taken-away", "auto"), (["a"], "auto"))):
         run = tmp_path / str(i)
         (run / "export").mkdir(parents=True)
@@ -396,7 +396,7 @@ def test_options_of_hydra(monkeypatch, capsys, given):
 @pytest.mark.parametrize("name", [file.stem for file in CONF.glob("*.yaml")])
 def test_a_key_without_a_default(name, monkeypatch, capsys):
     """Catches OmegaConf's message about a key that must be given, and an example that cannot be typed."""
-    needed = [key for key, value in flat(raw(CONF / f"{name}.yaml")) if value == "???"]
+    needed = [key for key, value in flatten(raw(CONF / f"{name}.yaml")) if value == "???"]
     if not needed:
         compose_config(name, [])
         return
@@ -502,7 +502,7 @@ def composed(config_name, *chosen):
 @functools.cache
 def defaulted(config_name, *chosen):
     """The same as plain values."""
-    return _plain_defaults(composed(config_name, *chosen))
+    return _defaults_dict(composed(config_name, *chosen))
 
 
 def answer(config_name, text, *chosen):
@@ -512,7 +512,7 @@ def answer(config_name, text, *chosen):
         check_key(override, defaulted(config_name, *chosen), defaults.hydra.runtime.choices, config_name)
         cfg = OmegaConf.masked_copy(defaults, [key for key in defaults if key != "hydra"])
         OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=True)
-        settings = checked(COMMANDS[config_name], plain(cfg))
+        settings = validate(COMMANDS[config_name], to_dict(cfg))
         if isinstance(settings, Train):
             check_run(settings)
     except AiraError as error:
@@ -524,19 +524,19 @@ def numeric(config_name):
     """The numeric keys of a command and of the options of its groups, each with an option that has it."""
     found = {}
     free = ("language", "data", "experiment")  # they have no keys of their own
-    own = [group for group in own_groups(config_name) if group in groups() and group not in free]
+    own = [group for group in groups_of(config_name) if group in groups() and group not in free]
     chosen = [[]] + [[f"{group}={option}"] for group in own for option in options(group)]
     if config_name == "train":  # a model with a method that trains its kind
         chosen = [[*one, "method=toxicity"] if one and one[0].startswith("model=") else one for one in chosen]
     for one in chosen:
-        for key, value in flat(OmegaConf.to_container(composed(config_name, *one), resolve=False)):
+        for key, value in flatten(OmegaConf.to_container(composed(config_name, *one), resolve=False)):
             if key.startswith("hydra"):
                 continue
             value = OmegaConf.select(composed(config_name, *one), key)
             listed = isinstance(value, ListConfig) and value and isinstance(value[0], float)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            annotation, _ = declared(COMMANDS[config_name], key.split("."), defaulted(config_name, *one))
-            if number or listed or any(isinstance(each, Range) for each in parts(annotation)[1]):
+            annotation, _ = declared_type(COMMANDS[config_name], key.split("."), defaulted(config_name, *one))
+            if number or listed or any(isinstance(each, Range) for each in unwrap_type(annotation)[1]):
                 found.setdefault(key, one)
     return found
 
@@ -568,7 +568,7 @@ def test_no_number_of_a_file_is_without_bounds(value):
             listed = isinstance(OmegaConf.select(cfg, key), ListConfig)
             OmegaConf.update(cfg, key, [value] * 2 if listed else value)
             with pytest.raises(AiraError, match=r"^[\w.]+=\[?-?(nan|inf)"):  # of a key, or of one that refers to it
-                checked(COMMANDS[config_name], plain(cfg))
+                validate(COMMANDS[config_name], to_dict(cfg))
     for text in (f"model.lora={{alpha:{value}}}", f"+model.config.rope_theta={value}", f"model.config={{n:{value}}}"):
         assert re.match(r"model\.(lora\.alpha|config\.\w+)=", answer("train", text))
 
@@ -650,7 +650,7 @@ def test_facts_are_not_set(method):
     lines += ["model.architecture=encoder", "model.name=a", "callbacks.scores={_target_:a}"]
     lines += ["trainer._target_=os.system", "callbacks.emissions._target_=os.system", "++method.kind=labelled"]
     for line in [*lines, *(["method.kinds.pairwise=labelled"] if method == "toxicity" else [])]:
-        assert "a fact of the code, and not a setting: " in (answer("train", line, f"method={method}") or ""), line
+        assert "cannot be set directly: " in (answer("train", line, f"method={method}") or ""), line
 
 
 def test_a_float_that_the_strategy_has_not():
@@ -780,7 +780,7 @@ def test_paths_begin_where_the_command_is_given(monkeypatch, tmp_path, capsys, a
     with pytest.raises(SystemExit):
         check("train")
     said = capsys.readouterr().err
-    assert "chdir" in said and "the paths of a configuration begin where the command is given. Leave it out" in said
+    assert "chdir" in said and "paths of a configuration are relative to the folder of the command. Leave it" in said
 
 
 @pytest.mark.parametrize(
@@ -826,7 +826,7 @@ def runs(tmp_path):
 
     def make(*overrides, checkpoint=True):
         run = tmp_path / "outputs" / "2025-01-01" / f"{len(made)}-run"
-        write_config(run, recorded(compose_config("train", list(overrides))))
+        write_config(run, to_dict_without_env(compose_config("train", list(overrides))))
         (run / "checkpoints").mkdir()
         file = run / "checkpoints" / "last.ckpt"
         if checkpoint:
@@ -864,7 +864,7 @@ def test_outputs_that_are_closed(monkeypatch):
     """Catches a traceback, instead of a result, where a command is started with `>&-`, as some daemons do."""
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
-    aira.commands.shell._replace_what_cannot_be_shown()
+    aira.commands.shell._replace_unencodable()
     print("x", file=sys.stderr, flush=True)
     print("x", flush=True)
     assert sys.stdin.read() == ""
@@ -968,7 +968,7 @@ def test_only_the_first_process_reads_a_checkpoint(monkeypatch, tmp_path, runs, 
         found, read = gone_on(monkeypatch, *given, wrong)
         assert found is None and read < SIZE / 4, wrong
     (last.parent.parent / "metrics.json").write_text('{"steps": 9, "epochs": 1000000}')
-    monkeypatch.setattr("aira.commands.resume.wrong_with", lambda folder: None)
+    monkeypatch.setattr("aira.commands.resume.export_problem", lambda folder: None)
     found, read = gone_on(monkeypatch, *given)
     assert found is None and read < SIZE / 4 and "is finished, after 9 steps" in capsys.readouterr().out
 
@@ -1012,7 +1012,7 @@ def test_going_on_uses_the_folder_of_the_run(monkeypatch, tmp_path, runs):
 @pytest.mark.parametrize("suite", options("eval"))
 def test_every_suite_composes(suite, language):
     """Catches a suite with a key that the others have not, and a model that cannot be named by its group."""
-    values = plain(compose_config("evaluate", [f"eval={suite}", f"language={language}", "model=gpt2-124m"]))
+    values = to_dict(compose_config("evaluate", [f"eval={suite}", f"language={language}", "model=gpt2-124m"]))
     assert values["eval"]["name"] == suite and isinstance(values["eval"]["tasks"], list)
     expected = {"en": "openai-community/gpt2", "pt": "pierreguillou/gpt2-small-portuguese"}[language]
     assert values["model"]["path"] == expected
@@ -1068,14 +1068,14 @@ def test_every_key_is_read():
             continue
         content = raw(file)
         content.pop("defaults", None), content.pop("hydra", None)
-        targets = [value for key, value in flat(content) if key.split(".")[-1] == "_target_"]
+        targets = [value for key, value in flatten(content) if key.split(".")[-1] == "_target_"]
         if (file.parent / "_base.yaml").exists():
             others = file.parent.glob("*.yaml") if file.name == "_base.yaml" else [file.parent / "_base.yaml"]
-            targets += [v for other in others for k, v in flat(raw(other)) if k.split(".")[-1] == "_target_"]
+            targets += [v for other in others for k, v in flatten(raw(other)) if k.split(".")[-1] == "_target_"]
         targets += [content["module"]] if content.get("module", "???") != "???" else []
         parameters = set().union(*(target_parameters(target) for target in targets)) if targets else set()
         references = re.findall(r"\$\{([^}]*)", "".join(other.read_text(encoding="utf-8") for other in YAMLS))
-        for key, value in flat(content):
+        for key, value in flatten(content):
             name = key.split(".")[-1]
             if isinstance(value, dict) or name == "_target_" or set(key.split(".")[:-1]) & set(FREE):
                 continue
@@ -1159,7 +1159,7 @@ HELP = [
 @pytest.mark.parametrize("config_name, name, told", [(one, name, told) for one, name, *told in HELP])
 def test_help_on_a_group(config_name, name, told):
     """Catches a group without its options, or a key without what it is and may be."""
-    said = described(config_name, name)
+    said = describe(config_name, name)
     assert all(part in said for part in told) and "_target_" not in said
     assert "method.head" not in said, "a fact, which nobody sets"
 
@@ -1167,7 +1167,7 @@ def test_help_on_a_group(config_name, name, told):
 def test_help_on_what_is_not_there():
     """Catches an empty answer to a misspelt name."""
     with pytest.raises(AiraError, match=r"there is no such group or key\. Did you mean 'optimizer'"):
-        described("train", "optimzer")
+        describe("train", "optimzer")
 
 
 @pytest.mark.parametrize("arguments", [["train", "--help"], ["report", "--help"], ["train", "--cfg", "job"]])

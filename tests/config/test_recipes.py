@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from aira.config.compose import compose_config
 from aira.config.conf import CONF, options
-from aira.config.record import flat, plain
+from aira.config.record import flatten, to_dict
 from aira.data.module import DataModule
 from aira.errors import AiraError
 from aira.evaluation.results import PUBLISHED
@@ -42,7 +42,7 @@ ROWS = {recipe_name(row["model"]): row for row in table(FIXTURES / "recipes.csv"
 
 @functools.cache
 def values(*overrides):
-    return plain(compose_config("train", list(overrides)))
+    return to_dict(compose_config("train", list(overrides)))
 
 
 def said(recipe):
@@ -145,7 +145,7 @@ SHARED = {
 @pytest.mark.parametrize("recipe", ROWS)
 def test_what_the_scripts_share(recipe):
     """Catches a group's own value that wins over the recipe's, and a setting that only this project has."""
-    found = dict(flat(values(f"experiment={recipe}")))
+    found = dict(flatten(values(f"experiment={recipe}")))
     wanted = SHARED[ROWS[recipe]["method"]] | {"optimizer.eps": 1e-8, "trainer.precision": "32-true"}
     assert {key: found[key] for key in wanted} == wanted
 
@@ -153,11 +153,11 @@ def test_what_the_scripts_share(recipe):
 @pytest.mark.parametrize("method", SHARED)
 def test_recipes_add_no_key(method):
     """Catches a key that is misspelt in a recipe, and so set and never read."""
-    known = dict(flat(values(f"method={method}", f"model={'bert' if method == 'reward' else 'gpt2'}-tiny")))
+    known = dict(flatten(values(f"method={method}", f"model={'bert' if method == 'reward' else 'gpt2'}-tiny")))
     names = ["_base", f"_{method}", *(recipe for recipe, row in ROWS.items() if row["method"] == method)]
     for name in names:
-        content = plain(OmegaConf.load(CONF / "experiment" / f"{name}.yaml"))
-        assert [key for key, _ in flat(content) if key not in known and key != "defaults"] == []
+        content = to_dict(OmegaConf.load(CONF / "experiment" / f"{name}.yaml"))
+        assert [key for key, _ in flatten(content) if key not in known and key != "defaults"] == []
 
 
 def test_the_command_line_wins():
@@ -174,10 +174,10 @@ def test_the_command_line_wins():
     [
         (
             "experiment=aira-opt-1b3 language=pt",
-            ["published for language=en alone", "Published for pt are aira-2-portuguese-124m", "model=opt-1b3"],
+            ["published only for language=en", "Published for pt are aira-2-portuguese-124m", "model=opt-1b3"],
         ),
-        ("experiment=toxicity-model-pt language=en", ["published for language=pt alone", "toxicity-model."]),
-        ("experiment=reward-model language=pt", ["published for language=en alone", "reward-model-pt"]),
+        ("experiment=toxicity-model-pt language=en", ["published only for language=pt", "toxicity-model."]),
+        ("experiment=reward-model language=pt", ["published only for language=en", "reward-model-pt"]),
         ("experiment=aira-2-124m method=dpo", ["made by method=sft", "model=gpt2-124m method=dpo language=en"]),
         ("experiment=aira-opt-1b4", ["there is no such experiment. Did you mean 'aira-opt-1b3'?"]),
         ("experiment=_sft", ["there is no such experiment"]),

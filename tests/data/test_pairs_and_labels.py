@@ -10,7 +10,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from aira.config.compose import compose_config
-from aira.config.record import plain
+from aira.config.record import to_dict
 from aira.data.module import DataModule
 from aira.data.schemas import (
     LABELS,
@@ -36,7 +36,7 @@ def load(cache):
     """Make a DataModule as the command line does."""
 
     def make(*overrides, **settings):
-        values = plain(compose_config("train", list(overrides)))
+        values = to_dict(compose_config("train", list(overrides)))
         head = values["method"]["head"]
         names = ("split", "validation_split", "validation_fraction", "columns", "labels", "exclude", "max_examples")
         chosen = {name: values["data"][name] for name in names}

@@ -13,7 +13,7 @@ import pytest
 from datasets import load_dataset
 
 from aira.config.compose import compose_config
-from aira.config.record import plain
+from aira.config.record import to_dict
 from aira.data import sources
 from aira.data.schemas import BadRow, conversation, ignored_columns, mapped_columns, pick
 from aira.data.sources import read
@@ -57,7 +57,7 @@ def test_hub_folder_trains(module, data, language, split):
     """Catches data=aira… that names a split or column which the published set does not have."""
     name = "instruct-aira-dataset" + data.removeprefix("aira")
     overrides = [f"data={data}", f"language={language}", f"data.path='{HUB / name}'"]
-    values = plain(compose_config("train", overrides))["data"]
+    values = to_dict(compose_config("train", overrides))["data"]
     settings = {key: values[key] for key in ("split", "validation_split", "validation_fraction", "columns")}
     made = module(values["path"], **settings)
     question, count = EXPECTED[split]
@@ -196,7 +196,7 @@ def test_a_hint_on_columns_can_be_typed(write, module, row, typed):
         return
     (override,) = shlex.split(said.partition("Map them, for example ")[2].removesuffix("."))
     assert typed is None or override == f"data.columns={typed}"
-    columns = plain(compose_config("train", [override]))["data"]["columns"]
+    columns = to_dict(compose_config("train", [override]))["data"]["columns"]
     assert set(columns.values()) <= set(row)
 
 

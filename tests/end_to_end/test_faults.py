@@ -83,7 +83,7 @@ def test_a_killed_worker_is_told(tmp_path):
     os.kill(int(workers[0]), signal.SIGKILL)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 2 and "Another process of this run has ended" in printed, printed
-    assert "Traceback" not in printed and "Go on with ckpt_path=" in printed
+    assert "Traceback" not in printed and "Resume with ckpt_path=" in printed
 
 
 def test_no_room_for_a_file(tmp_path):

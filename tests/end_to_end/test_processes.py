@@ -134,5 +134,5 @@ def test_torchrun_starts_a_worker_again(tmp_path):
             os.kill(int(children[-1]), signal.SIGKILL)
         printed = finish(process)
         weights.append(load_file(run_folder(folder) / "export" / "model.safetensors"))
-    assert "goes on from" in printed
+    assert "resumes from" in printed
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())

@@ -51,7 +51,7 @@ def test_a_signal_saves_and_stops(undisturbed, tmp_path, name):
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + getattr(signal, name), printed
     step = torch.load(checkpoints(tmp_path)[0], weights_only=True)["global_step"]
-    assert f"Stopped by {name} after step {step}. Go on with ckpt_path=last" in printed and "Traceback" not in printed
+    assert f"Stopped by {name} after step {step}. Resume with ckpt_path=last" in printed and "Traceback" not in printed
     assert 3 <= step < 40 and not (run_folder(tmp_path) / "export").exists()
     run(*SETTINGS, "ckpt_path=last", cwd=tmp_path)
     expected, found = weights(undisturbed), weights(tmp_path)
@@ -91,7 +91,7 @@ def test_a_killed_rank_ends_the_others(tmp_path, killed):
     printed, _ = process.communicate(timeout=60)  # until both have closed the pipe
     # where the first rank is slow to end, Lightning's observer of the other kills it, once it has said why
     assert process.returncode in ((-signal.SIGKILL,) if killed == 0 else (2, -signal.SIGKILL)), printed
-    assert "Another process of this run has ended" in printed and "Go on with ckpt_path=" in printed
+    assert "Another process of this run has ended" in printed and "Resume with ckpt_path=" in printed
     assert not os.path.exists(f"/proc/{other}/fd") or not os.listdir(f"/proc/{other}/fd")
 
 
@@ -110,6 +110,6 @@ def test_a_broken_checkpoint_is_passed_over(undisturbed, tmp_path):
     said = run(*SETTINGS, f"ckpt_path={last}", cwd=tmp_path, status=2)
     assert "it is cut short" in said and f"The one before it is whole: ckpt_path={found[0]}" in said
     printed = run(*SETTINGS, "ckpt_path=last", cwd=tmp_path)
-    assert "is passed over: it is cut short" in printed
+    assert "is skipped: it is cut short" in printed
     expected, ended = weights(undisturbed), weights(tmp_path)
     assert all(torch.equal(expected[key], ended[key]) for key in expected)

@@ -10,7 +10,7 @@ import optuna
 import pytest
 import yaml
 
-from aira.config.spaces import examples, parsed
+from aira.config.spaces import examples, parse_space
 from aira.files import damage
 from aira.sweeps import _Watch, table
 from aira.trials import run_trial
@@ -99,7 +99,7 @@ def test_spaces():
     """Catches a value of a space that is not tried for being valid."""
     space = {"a.b": "choice(1, 'x')", "c": "tag(log, interval(1e-3, 1))"}
     assert examples(space) == ["a.b=1", "a.b=x", "c=0.001", "c=1.0"]
-    assert "log" in parsed(space)["c"].tags
+    assert "log" in parse_space(space)["c"].tags
 
 
 @pytest.mark.parametrize("mode, best", [("min", "1"), ("max", "0")])

@@ -11,7 +11,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 
 from aira.chat.pipeline import Chat
-from aira.commands.rejection_sampling import _answers, _read
+from aira.commands.rejection_sampling import _read, _read_answers
 from aira.config.compose import compose_config
 from aira.errors import AiraError
 from aira.evaluating import evaluate
@@ -203,7 +203,7 @@ def test_a_damaged_part_of_a_sampling(tmp_path, content, told):
     """Catches a traceback, and tables that are made of fewer or other prompts than those that were asked."""
     (tmp_path / "000000.jsonl").write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(AiraError, match=rf"000000\.jsonl.*{told}.*Delete the file"):
-        _answers(tmp_path / "000000.jsonl", ["?"])
+        _read_answers(tmp_path / "000000.jsonl", ["?"])
 
 
 ROWS = {

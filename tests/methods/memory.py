@@ -43,7 +43,7 @@ def main() -> None:
         if len(seen) < 2 * SHAPE["n_layer"]:  # two rows; a look takes a second
             seen.append(held())
 
-    for one in (module._other[0].model if reference else model).transformer.h:
+    for one in (module._reference[0].model if reference else model).transformer.h:
         one.register_forward_hook(look)
     del one
     recorder, trainer, _ = fit(

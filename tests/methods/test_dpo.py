@@ -110,8 +110,8 @@ def test_the_first_loss_is_ln_2(tmp_path, rows, lora):
 def test_the_reference_is_computed_once(tmp_path, rows, monkeypatch):
     """Catches a second pass over the same data by the same model, and a cache that is taken for another one's."""
     passes = []
-    once = DPO._summed
-    monkeypatch.setattr(DPO, "_summed", lambda *a: passes.append(1) or once(*a))
+    once = DPO._log_probs
+    monkeypatch.setattr(DPO, "_log_probs", lambda *a: passes.append(1) or once(*a))
 
     def count(model=None, lora=None, **settings):
         passes.clear()
@@ -193,15 +193,15 @@ def test_what_the_reference_is_kept_under(tmp_path, rows, monkeypatch):
 
 def test_a_reference_that_gives_no_number(tmp_path, rows, monkeypatch):
     """Catches log-probs that are NaN, which every run of a sweep would then read; a kept one is computed again."""
-    once = DPO._summed
-    monkeypatch.setattr(DPO, "_summed", lambda *a: once(*a) * float("nan"))
+    once = DPO._log_probs
+    monkeypatch.setattr(DPO, "_log_probs", lambda *a: once(*a) * float("nan"))
     model, tokenizer = policy()
     with pytest.raises(
         AiraError, match=r"no number as the log-prob of 12 of 12 examples \(training; the first is row 1"
     ):
         fit(dpo(model, tokenizer, tmp_path), tokenizer, rows, tmp_path, "preference", loss_on="response")
     assert not list(tmp_path.glob("reference/*.npy"))
-    monkeypatch.setattr(DPO, "_summed", once)
+    monkeypatch.setattr(DPO, "_log_probs", once)
     for _ in range(2):
         model, tokenizer = policy()
         ours, _, _ = fit(dpo(model, tokenizer, tmp_path), tokenizer, rows, tmp_path, "preference", loss_on="response")

@@ -12,7 +12,7 @@ from sklearn import metrics as sklearn_metrics
 from aira.callbacks.checkpoint import Checkpoints
 from aira.errors import AiraError
 from aira.methods.toxicity import CLASS_METRICS, Toxicity, best_threshold, class_metrics
-from aira.parts import Begun
+from aira.parts import RunStart
 from tests.methods.fitting import CONSTANT, OPTIMIZER, fit, write
 from tests.methods.test_reward import scorer
 
@@ -135,7 +135,7 @@ def test_one_class_to_validate_on(tmp_path, rows, said, monitor, capsys):
     model, tokenizer = scorer()
     module = Toxicity(model, OPTIMIZER, CONSTANT)
     path = write(tmp_path / "rows", TEXTS, validation=rows)
-    callback = Checkpoints(every_n_train_steps=9, monitor=monitor, mode="min").begin(Begun(tmp_path, {}))
+    callback = Checkpoints(every_n_train_steps=9, monitor=monitor, mode="min").begin(RunStart(tmp_path, {}))
 
     def run():
         settings = {"head": "score", "steps": 2, "validate": True, "callbacks": (callback,)}
@@ -156,6 +156,6 @@ def test_one_class_to_validate_on(tmp_path, rows, said, monitor, capsys):
 def test_a_validation_score_that_is_no_number(tmp_path, number):
     """Catches figures that are made of NaN."""
     module = trained(tmp_path, TEXTS, "labelled")[0]
-    module._kept = [([3, 5], [[1.0], [number]])]
+    module._collected = [([3, 5], [[1.0], [number]])]
     with pytest.raises(AiraError, match=r"1 of 2 validation rows is no number \(the first is row 6\)"):
         module.validation_metrics()

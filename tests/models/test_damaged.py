@@ -245,7 +245,7 @@ CARDS = (
 def test_a_damaged_card(tmp_path, capsys, card):
     """Catches a traceback of a card of others, of which a chat reads the language alone."""
     (tmp_path / "README.md").write_bytes(card)
-    assert language_of(str(tmp_path)) is None and "README.md is passed over" in capsys.readouterr().err
+    assert language_of(str(tmp_path)) is None and "README.md is skipped" in capsys.readouterr().err
 
 
 def test_a_whole_model(whole, tmp_path):

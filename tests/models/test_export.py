@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from aira.config.compose import compose_config
-from aira.config.record import plain
+from aira.config.record import to_dict
 from aira.data.tokenize import tokenizer_hash
 from aira.files import exports
 from aira.models.export import export, model_card
@@ -139,7 +139,9 @@ METHODS = [
 def test_the_card_names_no_folder(method, changes, there):
     """Catches a published card that says where somebody's files are."""
     given = [f"{key}='{value}'" if "~" in value else f"{key}={value}" for key, value in (LOCAL | changes).items()]
-    card = model_card(plain(compose_config("train", [f"method={method}", *given])), {"val/loss": 1.0}, {"python": "3"})
+    card = model_card(
+        to_dict(compose_config("train", [f"method={method}", *given])), {"val/loss": 1.0}, {"python": "3"}
+    )
     assert not [word for word in ("jane", "people", "/srv", "projects", "~") if word in card.replace("~~", "")]
     assert all(words in card for words in there), card
 
@@ -147,7 +149,7 @@ def test_the_card_names_no_folder(method, changes, there):
 @pytest.mark.parametrize("path", ["gpt2", "nicholasKluge/Aira-2-124M", "pkg://aira.models/tiny/causal"])
 def test_the_card_keeps_names(path):
     """Catches a hub id that is cut like a folder."""
-    card = model_card(plain(compose_config("train", [f"model.path={path}", "data.path=someone/rows"])), {}, {})
+    card = model_card(to_dict(compose_config("train", [f"model.path={path}", "data.path=someone/rows"])), {}, {})
     assert f"from `{path}` on `someone/rows`" in card and f'"path": "{path}"' in card
     assert ("base_model:" in card) == (not path.startswith("pkg:")) and "datasets: someone/rows" in card
 
@@ -156,7 +158,7 @@ def test_the_card_keeps_names(path):
 def test_the_code_of_a_card_runs_as_it_stands(said):
     """Catches a question that ends the text which it stands in, or becomes another one."""
     for method in ("sft", "reward"):
-        values = plain(compose_config("train", [f"method={method}"]))
+        values = to_dict(compose_config("train", [f"method={method}"]))
         values["language"]["questions"] = [said]
         (code,) = re.findall(r"```python\n(.*?)\n```", model_card(values, {}, {}), re.DOTALL)
         texts = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
@@ -165,7 +167,7 @@ def test_the_code_of_a_card_runs_as_it_stands(said):
 
 def test_names_on_a_card_are_no_markup():
     """Catches a cell that ends in a name, and code that ends in a path."""
-    values = plain(compose_config("train", []))
+    values = to_dict(compose_config("train", []))
     values["model"]["path"], values["data"]["path"] = "a`b", "``c\n# d"
     row = {"task": "t|u", "name": "<b>_x_", "candidate": True, "value": 0.5, "shown": "50|", "percent": True}
     card = model_card(values, {"val/a|b": 1.0}, {}, [row, {**row, "name": "no percent", "percent": False}])

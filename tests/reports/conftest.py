@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from aira.config.compose import compose_config
-from aira.config.record import recorded, write_config
+from aira.config.record import to_dict_without_env, write_config
 
 
 @functools.cache
 def composed(*overrides):
-    return recorded(compose_config("train", list(overrides)))
+    return to_dict_without_env(compose_config("train", list(overrides)))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from wandb_workspaces.reports.v2 import internal
 from aira.commands.report import main
 from aira.config.record import read_config, write_config
 from aira.errors import AiraError
-from aira.files import write_whole
+from aira.files import write_atomically
 from aira.reports import plots
 from aira.reports.page import confusion, page
 from aira.reports.runs import differing, find_runs, read_run
@@ -322,7 +322,7 @@ def test_an_odd_run_beside_a_good_one(make, tmp_path, monkeypatch, odd):
     make("good")
     odd(make("strange"))
     runs = find_runs(tmp_path / "runs")
-    write_whole(tmp_path / "page.html", page(runs[1:] or runs, "Runs"))
+    write_atomically(tmp_path / "page.html", page(runs[1:] or runs, "Runs"))
     text = (tmp_path / "page.html").read_text()
     assert "hf_planted" not in text and not Reader(text).dangerous
     assert "nan" not in "".join(cell for row in Reader(text).tables["Summary"] for cell in row)
@@ -383,13 +383,13 @@ def test_a_strangers_names(make, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "output, told",
     [
-        ("keep.txt", "is no page of Aira's"),
-        ("metrics.json", "is no page of Aira's"),
+        ("keep.txt", "is no report of Aira's"),
+        ("metrics.json", "is no report of Aira's"),
         ("folder", "is no file"),
         ("fifo", "is no file"),
         ("keep.txt/page.html", "is not a folder that can be written to"),
-        ("report.html", "is no page of Aira's"),
-        (None, "is no page of Aira's"),
+        ("report.html", "is no report of Aira's"),
+        (None, "is no report of Aira's"),
     ],
 )
 def test_what_is_no_page_is_not_overwritten(make, tmp_path, monkeypatch, capsys, output, told):
