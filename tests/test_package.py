@@ -42,8 +42,8 @@ PRIVATE = {
     "_total_energy": "codecarbon",
 }
 """Names that other libraries call private, and the distribution whose next releases may lack them."""
-STANDARD = ("_replace", "_option_string_actions")
-"""Names of NamedTuple and argparse, of Python itself."""
+STANDARD = ("_replace",)
+"""Names of NamedTuple, which are public."""
 
 
 def private_names(file):

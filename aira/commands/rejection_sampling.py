@@ -16,15 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from aira.commands.shell import command
 from aira.config.compose import compose_settings
 from aira.config.schema import RejectionSampling
-from aira.data.schemas import BadRow, text
-from aira.data.sources import read
 from aira.errors import AiraError, reason_of
 from aira.files import acquire_lock, as_json, check_writable, quoted_override, read_json, without_home, write_atomically
 from aira.folders import LOCK
@@ -50,6 +46,9 @@ def main() -> None:
 
 def _prompts(settings: RejectionSampling) -> list[str]:
     """The distinct prompts, in order."""
+    from aira.data.schemas import BadRow, text  # datasets is imported only once the configuration is known to be right
+    from aira.data.sources import read
+
     source = read(settings.prompts, cache_dir=settings.cache_dir, key="prompts")
     rows = source.split(settings.split, "split")
     if settings.column not in rows.column_names:
@@ -200,6 +199,9 @@ def _read_answers(part: Path, prompts: list[str]) -> list[dict[str, Any]]:
 
 def _write_tables(rows: list[dict[str, Any]], output: Path, min_margin: float, model: str) -> None:
     """Write the best answers, and pairs of the best and the worst, with their scores; `model` is the chat model."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     best, pairs = [], []
     for row in rows:
         answers = [candidate for candidate in row["candidates"] if candidate["text"]]

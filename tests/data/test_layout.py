@@ -252,7 +252,7 @@ def test_pipe(write, cache, tmp_path):
         "": "data.path is empty",
         " ": "data.path is empty",
         "nowhere": "There is no file or folder nowhere here",
-        "my/data.txt": "There is no file or folder my/data.txt here",
+        "my/data.txt": "data.path=my/data.txt: there is no such file or folder",
         "pkg://": "it has the form pkg://<package>/",
         "pkg:///train.jsonl": "it has the form pkg://<package>/",
         "pkg://.data/x": "it has the form pkg://<package>/",
