@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -26,6 +27,15 @@ def data_folder():
     if not DATA.is_dir():
         pytest.skip("AIRA_DATA is not set and ../shared/data does not exist")
     return DATA
+
+
+@pytest.fixture(autouse=True)
+def sigpipe():
+    """A help text ends its process behind `| head`; here that would end whatever test writes to a closed pipe later."""
+    before = signal.getsignal(signal.SIGPIPE)
+    yield
+    if signal.getsignal(signal.SIGPIPE) != before:
+        signal.signal(signal.SIGPIPE, before)
 
 
 def pytest_terminal_summary(terminalreporter):
