@@ -4,6 +4,7 @@ An error on a wrong name or value comes within a second, and names the nearest v
 """
 
 import contextlib
+import functools
 import inspect
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from aira.config.check import S, validate
-from aira.config.conf import CONF, conf_file, groups, options, register_user_folders
+from aira.config.conf import CONF, conf_dirs, conf_file, groups, options, register_user_folders
 from aira.config.overrides import check_key, check_option, parse_override
 from aira.config.record import flatten, read_config, to_dict
 from aira.config.schema import COMMANDS, Train
@@ -88,15 +89,15 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
                 check_option(override, config_name)
         try:
             group_overrides = [text for text, group in zip(overrides, is_group, strict=True) if group]
-            defaults = compose(config_name, group_overrides, return_hydra_config=True)
-            default_values = _defaults_dict(defaults)
+            compose_defaults = _cached_defaults if conf_dirs() == [CONF] else _defaults  # a user's files may change
+            default_values, choices = compose_defaults(config_name, tuple(group_overrides))
             for override, group in zip(parsed, is_group, strict=True):
                 if not group:
-                    check_key(override, default_values, defaults.hydra.runtime.choices, config_name)
+                    check_key(override, default_values, choices, config_name)
             cfg = compose(config_name, overrides)
             _check_missing(cfg, config_name)
             values = to_dict(cfg)
-            recipe = defaults.hydra.runtime.choices.get("experiment")
+            recipe = choices.get("experiment")
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
                 mark = error.problem_mark
@@ -110,6 +111,15 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
             check_recipe(recipe, settings)
         check_run(settings)
     return cfg
+
+
+def _defaults(config_name: str, group_overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a command composes with only its groups chosen, as plain data, and the option of each group."""
+    defaults = compose(config_name, list(group_overrides), return_hydra_config=True)
+    return _defaults_dict(defaults), dict(defaults.hydra.runtime.choices)
+
+
+_cached_defaults = functools.cache(_defaults)  # a search checks many trials in one process
 
 
 def _check_missing(cfg: DictConfig, config_name: str) -> None:

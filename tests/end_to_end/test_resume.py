@@ -162,7 +162,7 @@ def test_a_run_that_goes_on_as_another_says_so(tmp_path):
     refused = run(*longer, "seed=1", cwd=tmp_path, status=2)
     assert "their split, have changed since this run began" in refused and re.search(r"seed=\d+ there, 1 here", refused)
     printed = run(*longer, "optimizer.lr=0.0001", cwd=tmp_path)
-    assert "From step 4 on trainer.max_steps is 6; before, it was 4." in printed
+    assert "From step 4 on, trainer.max_steps is 6; before, it was 4." in printed
     (changed,) = json.loads((folder / "environment.json").read_text())["resumed"]
     assert changed["step"] == 4 and changed["settings"]["trainer.max_steps"] == [4, 6]
     assert changed["settings"]["optimizer.lr"][1] == 0.0001

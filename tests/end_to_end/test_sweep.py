@@ -12,7 +12,7 @@ import yaml
 
 from aira.config.spaces import examples, parse_space
 from aira.files import damage
-from aira.sweeps import _Watch, table
+from aira.sweeps import _Pruner, table
 from aira.trials import run_trial
 from tests.end_to_end.command import SMALL, run, start
 
@@ -67,7 +67,7 @@ def test_what_is_hopeless(tmp_path):
         study.tell(trial, value)
     for name, value, hopeless in (("good", 0.9, False), ("bad", 1.5, True)):
         (tmp_path / name / "logs" / "version_0").mkdir(parents=True)
-        watch = _Watch(study.ask(), tmp_path / name, "val/loss")
+        watch = _Pruner(study.ask(), tmp_path / name, "val/loss")
         assert not watch()
         log = f"step,train/loss,val/loss\n8,3.0,\n9,,{value}\n"
         (tmp_path / name / "logs" / "version_0" / "metrics.csv").write_text(log)

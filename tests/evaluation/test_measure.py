@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from aira import environment
 from aira.config.compose import compose_settings
 from aira.config.schema import Evaluate
-from aira.evaluating import _models, _remembered
+from aira.evaluating import _models, _update_run
 from aira.evaluation.measure import store
 from aira.evaluation.results import Line, Score
 from aira.models.export import export
@@ -122,5 +122,5 @@ def test_figures_of_a_strangers_run(tmp_path, capsys, content):
         (tmp_path / ".hydra" / "config.yaml").write_text(content)
     before = sorted(tmp_path.rglob("*"))
     line = Line("a", {"task": Score(0.5)}, candidate=True)
-    _remembered(str(tmp_path), [line], compose_settings(Evaluate, []), chat=True)
+    _update_run(str(tmp_path), [line], compose_settings(Evaluate, []), chat=True)
     assert "do not have these figures" in capsys.readouterr().out and sorted(tmp_path.rglob("*")) == before
