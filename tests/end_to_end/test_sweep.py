@@ -1,4 +1,4 @@
-"""A search for hyperparameters: it learns, stops what is hopeless, and goes on where it was."""
+"""A search for hyperparameters: it learns, stops what is prune, and goes on where it was."""
 
 import json
 import os
@@ -58,26 +58,26 @@ def test_a_search_is_killed_and_goes_on(tmp_path):
     )
 
 
-def test_what_is_hopeless(tmp_path):
+def test_what_is_pruned(tmp_path):
     """Catches pruning that never happens, or happens to a trial that is as good as the others."""
     study = optuna.create_study(pruner=optuna.pruners.MedianPruner(n_startup_trials=3))
     for value in (1.0, 1.1, 1.2):
         trial = study.ask()
         trial.report(value, 9)
         study.tell(trial, value)
-    for name, value, hopeless in (("good", 0.9, False), ("bad", 1.5, True)):
+    for name, value, prune in (("good", 0.9, False), ("bad", 1.5, True)):
         (tmp_path / name / "logs" / "version_0").mkdir(parents=True)
-        watch = _Pruner(study.ask(), tmp_path / name, "val/loss")
-        assert not watch()
+        pruner = _Pruner(study.ask(), tmp_path / name, "val/loss")
+        assert not pruner()
         log = f"step,train/loss,val/loss\n8,3.0,\n9,,{value}\n"
         (tmp_path / name / "logs" / "version_0" / "metrics.csv").write_text(log)
-        assert watch() == watch.pruned == hopeless
+        assert pruner() == pruner.pruned == prune
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Optuna warns of a step that is reported twice
-            assert watch() == hopeless
+            assert pruner() == prune
 
 
-def test_a_hopeless_trial_is_stopped(tmp_path):
+def test_a_pruned_trial_is_stopped(tmp_path):
     """Catches a trial that runs on, or one that dies without its checkpoint."""
     last = tmp_path / "trial" / "checkpoints" / "last.ckpt"
     arguments = [*SMALL, "trainer.max_steps=4000", "callbacks.checkpoint.every_n_train_steps=5"]
