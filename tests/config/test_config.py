@@ -58,12 +58,16 @@ def raw(file):
 
 
 def fitting():
-    """Every model with every method that trains its kind of backbone, and one of the two languages."""
-    languages = cycle(["en", "pt", "pt", "en"])
-    for model in options("model"):
-        for method in options("method"):
-            if architecture_of(model) in raw(CONF / "method" / f"{method}.yaml")["architectures"]:
-                yield model, method, next(languages)
+    """Every model with a method that trains its architecture, each with all where it is tiny, and one language."""
+    languages = cycle(["en", "pt", "pt", "en", "en"])
+    for number, model in enumerate(name for name in options("model") if name != "auto"):
+        methods = [
+            method
+            for method in options("method")
+            if architecture_of(model) in raw(CONF / "method" / f"{method}.yaml")["architectures"]
+        ]
+        for method in methods if model.endswith("tiny") else [methods[number % len(methods)]]:
+            yield model, method, next(languages)
 
 
 @pytest.mark.parametrize("model, method, language", list(fitting()))
@@ -557,18 +561,18 @@ def test_no_number_is_without_bounds(config_name):
     assert not [text for text, told in said.items() if not (told and told.startswith(text.split("=")[0]))]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_no_number_of_a_file_is_without_bounds(value):
+def test_no_number_of_a_file_is_without_bounds():
     """Catches a NaN or an infinity of a recipe, which no default is compared with, or of a mapping or an added key."""
+    odd = cycle([math.nan, math.inf, -math.inf])
     for config_name in COMMANDS:
-        for key, chosen in numeric(config_name).items():
+        for (key, chosen), value in zip(numeric(config_name).items(), odd, strict=False):
             cfg = composed(config_name, *chosen)
             cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
             listed = isinstance(OmegaConf.select(cfg, key), ListConfig)
             OmegaConf.update(cfg, key, [value] * 2 if listed else value)
             with pytest.raises(AiraError, match=r"^[\w.]+=\[?-?(nan|inf)"):  # of a key, or of one that refers to it
                 validate(COMMANDS[config_name], to_dict(cfg))
-    for text in (f"model.lora={{alpha:{value}}}", f"+model.config.rope_theta={value}", f"model.config={{n:{value}}}"):
+    for text in ("model.lora={alpha:nan}", "+model.config.rope_theta=inf", "model.config={n:-inf}"):
         assert re.match(r"model\.(lora\.alpha|config\.\w+)=", answer("train", text))
 
 

@@ -1,4 +1,4 @@
-"""A search for hyperparameters: it learns, stops what is prune, and goes on where it was."""
+"""A search for hyperparameters: it learns, prunes what is worse, and goes on where it was."""
 
 import json
 import os
