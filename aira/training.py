@@ -76,7 +76,14 @@ def _train(settings: Train, config: dict[str, Any], run: Path, by_hydra: bool, s
     architecture = _architecture(settings)
     source = {"path": backbone.path, "architecture": architecture, "head": method.head, **hub}
     tokenizer, added = load_tokenizer(**source, template=backbone.template, prompt_bos=backbone.prompt_bos)
-    model_config, _ = load_config(**source, vocab_size=len(tokenizer), config=backbone.config)
+    model_config, is_new = load_config(**source, vocab_size=len(tokenizer), config=backbone.config)
+    if not is_new:
+        loaded = {key: getattr(model_config, key, value) for key, value in backbone.config.items()}
+        differing = [
+            f"{key}={loaded[key]}, not {value}" for key, value in backbone.config.items() if loaded[key] != value
+        ]
+        if differing:
+            print(f"Notice: model.config is for a new model; {backbone.path} has {'; '.join(differing)}.")
     _check_length(settings.data.max_length, model_config)
     if isinstance(method, DPO) and method.reference:
         reference_config, _ = load_config(method.reference, vocab_size=0)

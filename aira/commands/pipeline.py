@@ -95,6 +95,9 @@ def build_stages(settings: Pipeline, shared: Sequence[str] = ()) -> list[Stage]:
         if spec.command != "report" and not any(text.startswith("experiment=") for text in overrides):
             overrides.append(f"language={settings.language.code}")
         overrides += shared if spec.command == "train" else []
+        repeated = {text.partition("=")[0] for text in spec.overrides} & {text.partition("=")[0] for text in shared}
+        if spec.command == "train" and "method" in repeated:
+            raise AiraError("method= belongs to each stage, and what stands behind -- is for all. Leave it out.")
         needed = sorted({before for text in overrides for before in re.findall(r"{(\w+)}", text)} & set(stages))
         needed = needed or list(stages) * (spec.command == "report")
         identity = json.dumps([spec.command, overrides, [stages[before].key for before in needed]])

@@ -18,6 +18,8 @@ def main() -> None:
     """Compose conf/report.yaml with the command line, and write the report."""
     settings = compose_settings(Report, sys.argv[1:])
     folders = [settings.runs] if isinstance(settings.runs, str) else settings.runs
+    if not folders:
+        raise AiraError("runs=[]: name a folder, or several. Such as: aira report runs=outputs")
     output = Path(settings.output or Path(folders[0]) / "report.html")
     if output.exists() and not output.is_file():
         raise AiraError(f"output={output} is no file. Name one: output=<file>.html.")

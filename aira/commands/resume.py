@@ -117,6 +117,9 @@ def resume(ckpt_path: str, settings: Train, config: dict[str, Any], named: Path 
         checkpoint = find_last(settings, config, named)
     else:
         checkpoint = Path(ckpt_path)
+        last = checkpoint / "checkpoints" / "last.ckpt"
+        if last.is_file():
+            raise AiraError(f"ckpt_path={checkpoint} is the folder of a run: {quoted_override('ckpt_path', last)}.")
         if not checkpoint.is_file():
             raise AiraError(
                 f"ckpt_path={checkpoint}: there is no such file.{nearest_path(checkpoint)} `ckpt_path=last` looks for "

@@ -65,17 +65,17 @@ def check(config_name: str) -> None:
     except AiraError as error:
         fail(error)
     arguments = parser.parse_args()
+    if arguments.help or arguments.hydra_help or arguments.info:
+        _end_on_broken_pipe()
+        return _describe(config_name, arguments.overrides) if arguments.help else None
+    if arguments.shell_completion or arguments.config_name:
+        return
     try:
         model = chosen_model(arguments.overrides) if config_name == "train" else []
     except AiraError as error:
         fail(error)
     arguments.overrides += model
     sys.argv += model
-    if arguments.help or arguments.hydra_help or arguments.info:
-        _end_on_broken_pipe()
-        return _describe(config_name, arguments.overrides) if arguments.help else None
-    if arguments.shell_completion or arguments.config_name:
-        return
     try:
         with _report_file_errors():
             _check(config_name, arguments)

@@ -47,7 +47,10 @@ def build(settings: dict[str, Any], key: str, **objects: Any) -> Any:
         inspect.signature(partial.func).bind(*partial.args, **partial.keywords, **objects)
     except TypeError as error:
         raise AiraError(f"{key}: {target}: {error}. The other keys are its arguments, by name.") from error
-    return partial(**objects)
+    try:
+        return partial(**objects)
+    except ImportError as error:
+        raise AiraError(f"{key}: {target}: {reason_of(error)}") from error
 
 
 def chosen_model(overrides: list[str]) -> list[str]:

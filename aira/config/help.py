@@ -32,7 +32,7 @@ def keys_of(file: Path, prefix: str) -> Iterator[tuple[str, str, str]]:
 def about(file: Path) -> str:
     """The first comment of a file, which says what it is for."""
     lines = file.read_text(encoding="utf-8").splitlines()
-    return next(line.removeprefix("# ") for line in lines if line.startswith("# ") and "@package" not in line)
+    return next((line.removeprefix("# ") for line in lines if line.startswith("# ") and "@package" not in line), "")
 
 
 def describe(config_name: str, name: str) -> str:

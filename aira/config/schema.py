@@ -15,6 +15,7 @@ from aira.config.types import (
     Between,
     ClassWeights,
     Columns,
+    Country,
     Devices,
     Fact,
     Finite,
@@ -145,8 +146,8 @@ class SFT(Method):
     loss_on: Literal["completion", "all"]
 
     def arguments(self) -> dict[str, Any]:
-        """None: which tokens are in the loss is decided when the data is tokenized."""
-        return {}
+        """Without `loss_on`: which tokens are in the loss is decided when the data is tokenized."""
+        return {key: value for key, value in super().arguments().items() if key != "loss_on"}
 
 
 PairLoss = Literal[
@@ -191,8 +192,10 @@ METHODS: dict[str, type[Method]] = {"sft": SFT, "dpo": DPO, "reward": Reward, "t
 
 
 def _method(values: Any) -> str:
-    name = values.get("name") if isinstance(values, dict) else getattr(values, "name", None)
-    return name if name in METHODS else "own"
+    """By the name, and of a file of the user's own by the module, whose arguments are the same."""
+    name, module = (values.get(key) if isinstance(values, dict) else getattr(values, key) for key in ("name", "module"))
+    built_in = str(module).rpartition(".")[2].lower() if str(module).startswith("aira.methods.") else ""
+    return name if name in METHODS else built_in if built_in in METHODS else "own"
 
 
 AnyMethod = Annotated[
@@ -277,7 +280,7 @@ class Scores(Part):
 class Emissions(Part):
     """`aira.callbacks.emissions`."""
 
-    country: Text
+    country: Country
 
 
 class Checkpoint(Part):
@@ -427,7 +430,7 @@ class Evaluate(Settings):
     logger: Loggers
     device: Text
     seed: Seed
-    country: Text
+    country: Country
     output_dir: Text
     overwrite: bool
     cache_dir: Text

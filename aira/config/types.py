@@ -3,6 +3,7 @@
 import functools
 import math
 import operator
+import re
 from fnmatch import fnmatchcase
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -96,6 +97,13 @@ Betas = Annotated[
 ]
 Text = Annotated[str, AfterValidator(_text)]
 """Text that is not empty."""
+
+
+def _country(value: str) -> str:
+    return str(_require(value, re.fullmatch("[A-Z]{3}", value) is not None))
+
+
+Country = Annotated[str, AfterValidator(_country), Rule("the three-letter ISO code of a country", "BRA")]
 
 
 def _column(value: Any) -> Any:

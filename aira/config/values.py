@@ -25,6 +25,11 @@ def check_run(settings: Train) -> None:
         )
     if trainer.precision == "16-mixed" and (trainer.sharded or trainer.accelerator == "cpu"):
         raise AiraError(f"trainer.precision=16-mixed: {NO_FP16[trainer.sharded]}")
+    if trainer.accelerator == "cpu" and isinstance(trainer.devices, list):
+        raise AiraError(
+            f"trainer.devices={trainer.devices}: a list names GPUs. On a CPU it is a number of processes, such as "
+            f"trainer=ddp-cpu trainer.devices={max(1, len(trainer.devices))}."
+        )
     if settings.export == "best" and not (settings.callbacks.checkpoint and trainer.limit_val_batches):
         raise AiraError(
             "export=best takes checkpoints/best.ckpt, which is written after a validation: it needs "

@@ -243,7 +243,9 @@ class DataModule(BatchSource):
         (example,) = self.examples(self.train, self.train.index[:1])
         encoded = encode(self.tokenizer, example.conversations[:1], sys.maxsize, "response")
         if ends.isdisjoint(compress(encoded["branches"][0], encoded["scored"][0])):
-            names = " or ".join(self.tokenizer.convert_ids_to_tokens(sorted(ends))) or "the tokenizer has none"
+            names = (
+                " or ".join(map(str, self.tokenizer.convert_ids_to_tokens(sorted(ends)))) or "the tokenizer has none"
+            )
             self.notices.append(
                 f"{self.path}: the chat template writes no end token ({names}) after an answer, so the model will not "
                 "learn to stop. Let the template write one, or set model.template=aira."

@@ -298,6 +298,8 @@ WRONG = [
     ("data=hh-rlhf method=toxicity", "data=hh-rlhf has no labelled data for language=en"),
     ("model=bert-tiny method=sft", "These fit: aira-2-124m"),
     ("model.compile=true", "needs model.attn_implementation=sdpa"),
+    ("trainer.devices=[0,1]", "a list names GPUs"),
+    ("callbacks.emissions.country=Brasil", "three-letter ISO code of a country, such as BRA."),
     ("data=aira-v2 method=dpo", "data=aira-v2 has no preference data for language=en"),
     # the form
     ("seed", "not of the form key=value"),
@@ -1126,6 +1128,20 @@ def test_a_group_of_the_users_own(monkeypatch, tmp_path, capsys, where):
     assert "mine" in options("model") and "gpt2-tiny" in options("model")
 
 
+def test_a_method_that_is_made_from_another(monkeypatch, tmp_path):
+    """Catches a file of the user's own that is not held to the rules of the method whose module it names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    for content, error in (
+        ("beta: 0", r"method\.beta=0: it must be a number above 0"),
+        ("beta: 0.2\nloss: ipo\nlabel_smoothing: 0.1", "has no label smoothing"),
+    ):
+        (tmp_path / "conf" / "method" / "mine.yaml").write_text(f"defaults: [dpo]\nname: mine\n{content}\n")
+        with pytest.raises(AiraError, match=error):
+            compose_config("train", ["method=mine"])
+    assert "val/loss" in describe("train", "method=mine")
+
+
 MINE = {
     "an open brace": ("name: mine\nconfig: {n_layer: 2\n", r"mine\.yaml, line \d+, column \d+: "),
     "a tab": ("defaults: [gpt2-tiny]\nconfig:\n\tn_layer: 2\n", r"mine\.yaml, line 3, column 1: "),
@@ -1171,7 +1187,10 @@ def test_help_on_what_is_not_there():
         describe("train", "optimzer")
 
 
-@pytest.mark.parametrize("arguments", [["train", "--help"], ["report", "--help"], ["train", "--cfg", "job"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["train", "--help"], ["train", "--help", "callbacks"], ["report", "--help"], ["train", "--cfg", "job"]],
+)
 def test_help_to_a_reader_of_one_line(arguments):
     """Catches a traceback behind `| head -1`."""
     command = f"{sys.executable} -m aira {' '.join(arguments)} | head -1"
