@@ -73,7 +73,7 @@ def _train(settings: Train, config: dict[str, Any], run: Path, by_hydra: bool, s
 
     backbone, method = settings.model, settings.method
     hub: dict[str, Any] = {"revision": backbone.revision, "trust_remote_code": backbone.trust_remote_code}
-    architecture = _architecture(settings)
+    architecture = _architecture(settings, hub)
     source = {"path": backbone.path, "architecture": architecture, "head": method.head, **hub}
     tokenizer, added = load_tokenizer(**source, template=backbone.template, prompt_bos=backbone.prompt_bos)
     model_config, is_new = load_config(**source, vocab_size=len(tokenizer), config=backbone.config)
@@ -224,7 +224,7 @@ def _silence_warnings() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def _architecture(settings: Train) -> str:
+def _architecture(settings: Train, hub: dict[str, Any]) -> str:
     """Causal or encoder; with model=auto, as the configuration of the model says.
 
     Raises:
@@ -233,7 +233,6 @@ def _architecture(settings: Train) -> str:
     model, method = settings.model, settings.method
     if model.architecture != "auto":
         return model.architecture
-    hub: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     config, _ = load_config(model.path, vocab_size=0, architecture=None, head=method.head, **hub)
     architecture = family_of(config).architecture
     if architecture not in method.architectures:

@@ -31,12 +31,8 @@ def validate(schema: type[S], values: dict[str, Any], defaults: dict[str, Any] |
         key = ".".join(keys)
         if first["type"] in ("missing", "extra_forbidden"):
             raise AiraError(_file_error(schema, keys, values, first["type"] == "missing")) from None
-        if first["type"] == "inside":
-            inner = first["ctx"]
-            raise AiraError(f"{key}.{inner['key']}={inner['value']}: it must be {inner['rule']}.") from None
         annotation, _ = declared_type(schema, keys, values)
-        rule = expectation(key, annotation, value, _get(defaults, keys))
-        raise AiraError(f"{key}={_as_yaml(value)}: {rule}") from None
+        raise _value_error(error, key, annotation, value, _get(defaults, keys)) from None
 
 
 def check_value(schema: type[BaseModel], key: str, value: Any, defaults: dict[str, Any]) -> None:
@@ -75,13 +71,16 @@ def _check_at(schema: type[BaseModel], keys: list[str], value: Any, defaults: di
     except ValidationError as error:
         if "${" in str(value):
             return
-        first = error.errors(include_url=False)[0]
-        if first["type"] == "inside":
-            inner = first["ctx"]
-            raise AiraError(f"{key}.{inner['key']}={inner['value']}: it must be {inner['rule']}.") from None
-        raise AiraError(
-            f"{key}={_as_yaml(value)}: {expectation(key, annotation, value, _get(defaults, keys))}"
-        ) from None
+        raise _value_error(error, key, annotation, value, _get(defaults, keys)) from None
+
+
+def _value_error(error: ValidationError, key: str, annotation: Any, value: Any, default: Any) -> AiraError:
+    """The error for a wrong value, or for the key inside of it that the validation names."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "inside":
+        inner = first["ctx"]
+        return AiraError(f"{key}.{inner['key']}={inner['value']}: it must be {inner['rule']}.")
+    return AiraError(f"{key}={_as_yaml(value)}: {expectation(key, annotation, value, default)}")
 
 
 def declared_type(schema: Any, keys: list[str], values: Any) -> tuple[Any, list[Fact]]:

@@ -28,7 +28,7 @@ def check_run(settings: Train) -> None:
     if trainer.accelerator == "cpu" and isinstance(trainer.devices, list):
         raise AiraError(
             f"trainer.devices={trainer.devices}: a list names GPUs. On a CPU it is a number of processes, such as "
-            f"trainer=ddp-cpu trainer.devices={max(1, len(trainer.devices))}."
+            f"trainer=ddp-cpu trainer.devices={len(trainer.devices)}."
         )
     if settings.export == "best" and not (settings.callbacks.checkpoint and trainer.limit_val_batches):
         raise AiraError(

@@ -37,9 +37,8 @@ FAMILIES = {
     "gpt2": Family("causal", verified=True, other_names=(("n_ctx", "n_positions"),)),  # n_ctx is llama.cpp's
     "opt": Family("causal", verified=True),  # its offset of 2 is in its table of positions, and not in their number
     "llama": Family("causal", verified=True),
-    "bloom": Family(
-        "causal", attention="eager", verified=True
-    ),  # no positions but ALiBi's biases; see `aira.models.attention.alibi`
+    # no positions but ALiBi's biases; see `aira.models.attention.alibi`
+    "bloom": Family("causal", attention="eager", verified=True),
     "bert": Family("encoder", verified=True),
     **dict.fromkeys(
         ("roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text", "roberta-prelayernorm", "xlm-roberta-xl"),

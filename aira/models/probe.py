@@ -23,7 +23,6 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from aira.config.schema import Lora
 from aira.data.trees import Row, Tree, pack, pad
@@ -31,9 +30,10 @@ from aira.environment import versions
 from aira.errors import AiraError, reason_of
 from aira.files import read_json, write_atomically
 from aira.models.attention import Cached
-from aira.models.forward import hidden_states, keys_and_values, scores
+from aira.models.forward import hidden_states, keys_and_values, scores, unwrap
 from aira.models.head import lm_head, log_probs
 from aira.models.lora import add_lora
+from aira.models.weights import without_report
 
 WINDOW = 8
 """Tokens of a sliding window, and of a chunk: less than the trees here have."""
@@ -145,16 +145,14 @@ def probe(config: PretrainedConfig, architecture: str, head: str, attention: str
 
 @contextlib.contextmanager
 def _undisturbed() -> Any:
-    """Leave random numbers, threads of warnings and the log of Transformers as they are."""
-    level, state = transformers_logging.get_verbosity(), random.getstate()
-    transformers_logging.set_verbosity_error()
+    """Leave random numbers as they are, and Transformers silent."""
+    state = random.getstate()
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with without_report(), torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(0)
             yield
     finally:
         random.setstate(state)
-        transformers_logging.set_verbosity(level)
 
 
 def _tokens(length: int, seed: int) -> list[int]:
@@ -205,8 +203,7 @@ def _scores(model: nn.Module) -> Tensor:
 
 
 def _packed(model: nn.Module, row: Row, cached: Any = None) -> Tensor:
-    network = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    return log_probs(hidden_states(model, row, cached)[row.source], row.target, lm_head(network))
+    return log_probs(hidden_states(model, row, cached)[row.source], row.target, lm_head(unwrap(model)))
 
 
 def _differ(what: str, ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> str:
