@@ -24,7 +24,7 @@ from aira.errors import AiraError
 from aira.evaluation.baselines import cross_fitted, pair_baselines, text_baselines
 from aira.evaluation.harness import PackedLM
 from aira.evaluation.results import Line, Score, write_rows
-from aira.evaluation.statistics import class_figures, compare_systems
+from aira.evaluation.statistics import CHANCE, class_figures, compare_systems, interval
 from aira.evaluation.tasks import SCORER_TASKS, ScorerRow, harness_task, scorer_rows
 from aira.files import as_json
 from aira.hub import OFFLINE, reach_hub
@@ -105,13 +105,14 @@ def chat(name: str, path: str, tasks: list[str], settings: Evaluate, where: dict
         }
         if key in undefined:
             continue
-        line.scores[task] = Score(figures[key], stderr=stderr, percent=percent, lower=lower)
+        line.scores[task] = score = Score(figures[key], stderr=stderr, percent=percent, lower=lower, metric=metric)
         samples = evaluation["samples"].get(task, [{}])  # a group of tasks has none
         samples = [one for one in samples if one.get("filter", chosen) == chosen] or [{}]
         if isinstance(samples[0].get(metric), (int, float)):
-            write_rows(
-                rows, task, {"row": [s["doc_id"] for s in samples], "value": [float(s[metric]) for s in samples]}
-            )
+            values = [float(one[metric]) for one in samples]
+            write_rows(rows, task, {"row": [one["doc_id"] for one in samples], "value": values})
+            if percent and stderr is None:  # all rows are equal, or there is one: a standard error says nothing
+                score.low, score.high = interval(np.array(values), seed=settings.seed)
     results = {key: value for key, value in evaluation.items() if key != "samples"}
     return [line], results
 
@@ -152,7 +153,7 @@ def scorer(name: str, path: str, tasks: list[str], settings: Evaluate, where: di
                     print(f"{task}: all texts are of one class: balanced accuracy and F1 are undefined, and left out.")
             for system, figure in compare_systems(right, groups, seed).items():
                 line = lines.setdefault(system, Line(system, {}))
-                line.scores[task] = Score(figure["accuracy"], figure["low"], figure["high"])
+                line.scores[task] = Score(figure["accuracy"], figure.get("low"), figure.get("high"), metric="accuracy")
                 line.more[task] = figure | figures.get(system, {})
             columns = {"row": numbers, "value": right[name].tolist(), "group": keys}
             write_rows(rows, task, columns | {"scores": scores.tolist()})
@@ -212,7 +213,7 @@ def _pairs(
     """Whether each system finds the better response."""
     pairs = [(one.conversations[0][-1]["content"], one.conversations[1][-1]["content"]) for one in examples]
     better, worse = scores.T
-    right = {name: np.where(better == worse, 0.5, better > worse), "chance": np.full(len(pairs), 0.5)}
+    right = {name: np.where(better == worse, 0.5, better > worse), CHANCE: np.full(len(pairs), 0.5)}
     right |= cross_fitted(lambda a, b: pair_baselines([pairs[i] for i in a], [pairs[i] for i in b]), groups)
     return right, {name: {"margin": float((better - worse).mean())}}
 

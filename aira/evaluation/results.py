@@ -44,6 +44,7 @@ class Score:
     stderr: float | None = None
     percent: bool = True  # a fraction, shown in percent; else shown as it is
     lower: bool = False  # less is better
+    metric: str = ""  # its name, as in results.json
 
     def __str__(self) -> str:
         if not self.percent:
@@ -173,6 +174,7 @@ def record_scores(run: Path, lines: Sequence[Line], suite: Suite, seed: int, cha
                 "candidate": line.candidate,
             }
             row |= {"value": score.value, "shown": str(score), "percent": score.percent, "lower": score.lower}
+            row["metric"] = score.metric
             rows.append(as_json(row))
     append_lines(run / "evaluations.jsonl", rows)
 
@@ -244,7 +246,8 @@ def compare(folders: Sequence[str], seed: int) -> list[dict[str, Any]]:
                     "cannot be compared. Evaluate again."
                 )
             groups = np.array([first[row].get("group", i) for i, row in enumerate(both)])
-            low, high = interval(values[1] - values[0], groups, seed)
+            width = max(1.0, values.max()) - min(0.0, values.min())  # a metric without bounds has those of its rows
+            low, high = interval(values[1] - values[0], groups, seed, (-width, width))
             means = values.mean(1).tolist()
             comparisons.append(
                 {

@@ -7,9 +7,18 @@ from aira.data.schemas import TOXIC
 
 DRAWS = 10_000
 
+CHANCE = "chance"
+"""The baseline that is right half the time, which is known, and not measured."""
 
-def interval(values: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of a mean, by the bootstrap (Efron, 1979; percentiles of 10,000 draws).
+
+def interval(
+    values: np.ndarray, groups: np.ndarray | None = None, seed: int = 0, bounds: tuple[float, float] = (0, 1)
+) -> tuple[float, float]:
+    """The 95 % interval of a mean of bounded values (Gaffke, 2005; percentiles of 10,000 draws).
+
+    It is the Bayesian bootstrap with one more row, of the lowest possible value for the lower end and of the highest
+    for the upper one. So it covers the mean for few rows, too, and for rows that all agree, for which a bootstrap has
+    zero width. Of zeros and ones it is the interval of Clopper and Pearson.
 
     Where one system's values are subtracted from another's of the same rows, it is the paired interval of the
     difference: the two differ where it excludes 0.
@@ -18,16 +27,19 @@ def interval(values: np.ndarray, groups: np.ndarray | None = None, seed: int = 0
         values: [N] such as 1 for a row that was answered correctly, and 0 for another.
         groups: [N] rows of one group (the same prompt) are drawn together, because they are not independent.
         seed: of the draws.
+        bounds: the lowest and the highest value that a row can have; those of a difference are -1 and 1.
     """
     _, group = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
     sums, sizes = np.bincount(group, values), np.bincount(group)
     draw = np.random.default_rng(seed)
     means = []
     for _ in range(DRAWS // 100):  # in parts, so that memory stays small
-        times = draw.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=100)
-        means.append(times @ sums / (times @ sizes))
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return float(low), float(high)
+        weights = draw.standard_exponential((100, len(sums) + 1))
+        unseen = weights[:, -1:] * sizes.mean()
+        total, rows = (weights[:, :-1] @ per_group for per_group in (sums, sizes))
+        means.append((total[:, None] + unseen * bounds) / (rows[:, None] + unseen))
+    lows, highs = np.concatenate(means).T
+    return float(np.percentile(lows, 2.5)), float(np.percentile(highs, 97.5))
 
 
 def class_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -54,16 +66,17 @@ def compare_systems(
         groups, seed: see `interval`.
 
     Returns:
-        For each system `accuracy`, `low` and `high`; for the first also `best_baseline` and `difference`, `lower` and
+        For each system `accuracy` and, but for `chance`, `low` and `high`; for the first also `difference`, `lower` and
         `upper`: its accuracy minus that of the best baseline, with the paired interval.
     """
     first, *others = right
     figures: dict[str, dict[str, float]] = {}
     for name, values in right.items():
-        low, high = interval(values, groups, seed)
-        figures[name] = {"accuracy": float(values.mean()), "low": low, "high": high}
+        figures[name] = {"accuracy": float(values.mean())}
+        if name != CHANCE:
+            figures[name] |= zip(("low", "high"), interval(values, groups, seed))
     best = max(others, key=lambda name: figures[name]["accuracy"])
     difference = right[first] - right[best]
-    lower, upper = interval(difference, groups, seed)
+    lower, upper = interval(difference, groups, seed, (-1, 1))
     figures[first] |= {"difference": float(difference.mean()), "lower": lower, "upper": upper}
     return figures

@@ -206,11 +206,11 @@ def model_card(
                 task_type="text-classification" if method["head"] == "score" else "text-generation",
                 dataset_name=row["task"],
                 dataset_type=row["task"],
-                metric_type="accuracy",
-                metric_value=round(100 * row["value"], 2),
+                metric_type=row.get("metric") or "accuracy",
+                metric_value=round(100 * row["value"] if row.get("percent") else row["value"], 2),
             )
             for row in evaluations
-            if row["candidate"] and row.get("percent")
+            if row["candidate"] and (row.get("metric") or row.get("percent"))
         ],
         co2_eq_emissions={
             "emissions": round(1000 * metrics["emissions/co2_kg"], 6),  # in grams, as the hub has it
@@ -237,15 +237,17 @@ def model_card(
         for key in ("model", "method", "data", "optimizer", "schedule", "trainer", "seed")
     }
     evaluated = "\n".join(
-        f"| {' | '.join(markdown(row[key]) for key in ('name', 'task', 'shown'))} |" for row in evaluations
+        f"| {' | '.join(markdown(row.get(key, '')) for key in ('name', 'task', 'metric', 'shown'))} |"
+        for row in evaluations
     )
     evaluation = f"""
 ## Evaluation
 
-Accuracies in percent, with a 95 % interval in brackets or a standard error; simple rules stand beside a scorer.
+Fractions such as accuracies are in percent, with a 95 % interval in brackets or a standard error; simple rules stand
+beside a scorer.
 
-| model | task | figure |
-|---|---|---|
+| model | task | metric | figure |
+|---|---|---|---|
 {evaluated}
 """
     text = f"""---

@@ -267,7 +267,7 @@ def _signed(row: dict[str, Any]) -> float:
 
 def _evaluation_part(runs: list[Run]) -> Part:
     tasks, rows, marks = evaluations(runs)
-    text = "Accuracies in percent, with a 95 % interval in brackets or a standard error. Simple rules stand last."
+    text = "Fractions in percent, with a 95 % interval in brackets or a standard error. Simple rules stand last."
     cells = [
         [Cell(name, "text"), *(Cell(figure, "number", best) for figure, best in zip(figures, marked))]
         for (name, *figures), marked in zip(rows, marks)

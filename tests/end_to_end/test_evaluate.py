@@ -89,7 +89,7 @@ def test_rows_of_two_draws(exports, tmp_path):
     for name, limit in (("few", 20), ("more", 60)):
         measured(tmp_path / name, f"model.path={exports}/reward", f"eval.limit={limit}")
     (found,) = compare([str(tmp_path / "few"), str(tmp_path / "more")], seed=0)
-    assert (found["rows"], found["difference"], found["low"], found["high"]) == (20, 0, 0, 0)
+    assert (found["rows"], found["difference"]) == (20, 0) and found["low"] < 0 < found["high"]
     same = measured(tmp_path / "same", f"model.path={exports}/toxicity", "eval.limit=20")
     told = measured(tmp_path / "told", f"model.path={exports}/toxicity", "eval.limit=20", "eval.high_score=toxic")
     assert told == same, "the model says itself what a high score means"
@@ -118,7 +118,7 @@ def test_several_models_and_which_is_better(exports, tmp_path, capsys):
     found = measured(run, f"models=[{exports}/rew*,{exports}/reward/export]", "eval.limit=40")
     assert list(found) == ["reward", "reward-2"]
     (same,) = compare([str(run / "reward"), str(run / "reward-2")], seed=0)
-    assert (same["rows"], same["difference"], same["low"], same["high"]) == (40, 0, 0, 0)
+    assert (same["rows"], same["difference"]) == (40, 0) and same["low"] < 0 < same["high"]
     with pytest.raises(AiraError, match="several models"):
         compare([str(run), str(run)], seed=0)
     told = measured(tmp_path / "told", f"compare=[{run}/reward,{run}/reward-2]")

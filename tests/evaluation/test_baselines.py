@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import beta
 
 from aira.evaluation.baselines import cross_fitted, pair_baselines, text_baselines
 from aira.evaluation.statistics import class_figures, compare_systems, interval
@@ -57,8 +58,33 @@ def test_nothing_is_learnt_from_the_rows_that_are_answered():
     assert sorted(seen) == list(range(30))
 
 
+@pytest.mark.parametrize("right, rows", [(0, 1), (1, 1), (4, 4), (3, 4), (0, 20), (7, 20), (20, 20), (199, 200)])
+def test_intervals_of_few_rows(right, rows):
+    """Catches an interval without width, or one that is narrower than the exact one of Clopper and Pearson."""
+    low = beta.ppf(0.025, right, rows - right + 1) if right else 0
+    high = beta.ppf(0.975, right + 1, rows - right) if right < rows else 1
+    assert interval(np.repeat([1, 0], [right, rows - right])) == pytest.approx((low, high), abs=0.01)
+
+
+@pytest.mark.parametrize("differences, clear", [([1] * 6, True), ([1] * 5, False), ([1, 0, 1, 1], False), ([0], False)])
+def test_differences_of_few_rows(differences, clear):
+    """Catches a model that is called better on a few rows that another would answer by luck, or for one that is."""
+    for sign in (1, -1):
+        low, high = interval(sign * np.array(differences, dtype=float), bounds=(-1, 1))
+        assert (low > 0 or high < 0) == clear and high - low > 0.5
+    groups = np.zeros(10 * len(differences), int)
+    low, high = interval(np.repeat(np.array(differences, dtype=float), 10), groups, bounds=(-1, 1))
+    assert low < 0 < high, "ten rows of one prompt are one"
+
+
+def test_chance_is_known():
+    """Catches an interval of what is right half the time by definition, and a rule beside it without one."""
+    found = compare_systems({"model": np.ones(8), "chance": np.full(8, 0.5), "length": np.full(8, 0.5)})
+    assert "low" not in found["chance"] and found["length"]["low"] < 0.4 < 0.6 < found["length"]["high"]
+
+
 def test_interval_of_a_mean():
-    """The bootstrap's interval of a proportion is near the normal one: 0.7 with 400 rows is 0.7 +- 0.045."""
+    """The interval of a proportion is near the normal one: 0.7 with 400 rows is 0.7 +- 0.045."""
     values = np.repeat([1.0, 0.0], [280, 120])
     assert interval(values) == pytest.approx((0.655, 0.745), abs=0.006)
     doubled = interval(np.tile(values, 2), groups=np.tile(np.arange(400), 2))

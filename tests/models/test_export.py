@@ -170,10 +170,14 @@ def test_names_on_a_card_are_no_markup():
     values = to_dict(compose_config("train", []))
     values["model"]["path"], values["data"]["path"] = "a`b", "``c\n# d"
     row = {"task": "t|u", "name": "<b>_x_", "candidate": True, "value": 0.5, "shown": "50|", "percent": True}
-    card = model_card(values, {"val/a|b": 1.0}, {}, [row, {**row, "name": "no percent", "percent": False}])
-    assert r"| \<b\>\_x\_ | t\|u | 50\| |" in card and r"| val/a\|b | 1 |" in card
-    assert "from `` a`b `` on ``` ``c # d ```." in card
-    assert ModelCard(card).data.eval_results[0].dataset_name == "t|u"
+    perplexity = {**row, "name": "no percent", "percent": False, "value": 12.5, "metric": "word_perplexity"}
+    card = model_card(values, {"val/a|b": 1.0}, {}, [row, {**row, "metric": "f1"}, perplexity])
+    assert r"| \<b\>\_x\_ | t\|u |  | 50\| |" in card and r"| t\|u | word_perplexity | 50\| |" in card
+    assert r"| val/a\|b | 1 |" in card and "from `` a`b `` on ``` ``c # d ```." in card
+    results = ModelCard(card).data.eval_results
+    assert {one.dataset_name for one in results} == {"t|u"}
+    of_metrics = [(one.metric_type, one.metric_value) for one in results]
+    assert of_metrics == [("accuracy", 50.0), ("f1", 50.0), ("word_perplexity", 12.5)], "a metric has its own name"
 
 
 def test_an_export_is_replaced_as_a_whole(tmp_path, monkeypatch):
