@@ -1,5 +1,6 @@
 """Errors that a user can act on, and suggestions for a wrong name."""
 
+import re
 import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -37,8 +38,12 @@ def reason_of(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def nearest(name: str, options: Iterable[str]) -> str:
-    """Sentences that name the valid option nearest to `name`, or all options if they are few or none is near."""
+def nearest(name: str, options: Iterable[str], listed_by: str = "") -> str:
+    """Sentences that name the valid options nearest to `name`, or all options if they are few or none is near.
+
+    Args:
+        listed_by: the command that lists the options, for where they are many and none is near.
+    """
     options = sorted(set(options))
     group, _, last = name.rpartition(".")
     in_group = [option for option in options if group and option.startswith(f"{group}.")]
@@ -49,9 +54,17 @@ def nearest(name: str, options: Iterable[str]) -> str:
     else:
         close = same_key
     options = [option for option in in_group if "." not in option[len(group) + 1 :]] or options
-    close = close or ([] if in_group else get_close_matches(name.lower(), options, n=1, cutoff=0.6))
-    close = close or [option for option in options if len(name) > 2 and option.startswith(name.lower())][:1]
-    sentences = [f"Did you mean {' or '.join(map(repr, close))}?"] if close else []
+    lower = name.lower()
+    begun = [option for option in options if len(lower) > 2 and re.match(rf"{re.escape(lower)}(?!\.)", option)]
+    close = close or begun[:8]  # all of a family: `gpt2`
+    close = close or ([] if in_group else get_close_matches(lower, options, n=1, cutoff=0.6))
+    close = close or [option for option in options if len(lower) > 2 and option.startswith(lower)][:1]
+    suggested = " or ".join(", ".join(map(repr, close)).rsplit(", ", 1))
+    sentences = [f"Did you mean {suggested}?"] if close else []
     if len(options) <= (6 if close else 40):
         sentences.append(f"Valid: {', '.join(options)}." if options else "There is none yet.")
-    return " ".join(sentences) or "docs/reference.md lists what is valid."
+    return " ".join(sentences) or (
+        f"{listed_by} lists what is valid."
+        if listed_by
+        else f"Valid are {len(options)}, such as {', '.join(options[:3])}."
+    )

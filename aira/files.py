@@ -258,7 +258,10 @@ def override(key: str, value: Path | str) -> str:
 
 def quoted_override(key: str, value: Path | str) -> str:
     """`key=value` in Hydra's grammar, quoted for a shell."""
-    return shlex.quote(override(key, value))
+    text = override(key, value)
+    if "'" not in text or re.search(r'["$`!]', text):
+        return shlex.quote(text)
+    return '"' + text.replace("\\", r"\\") + '"'  # easier to read than quotes within quotes
 
 
 LOCAL = (
@@ -272,9 +275,14 @@ def check_exists(key: str, path: str) -> Path:
     """The file or folder that a path of the configuration names; a hub id is returned as a relative path.
 
     Raises:
-        AiraError: the path cannot be a hub id, or begins with an existing folder, and there is no such file or folder,
-            nor, for data, one that matches a pattern.
+        AiraError: the path is a URL, or cannot be a hub id, or begins with an existing folder, and there is no such
+            file or folder, nor, for data, one that matches a pattern.
     """
+    scheme, separator, address = path.partition("://")
+    if separator and scheme != "pkg":
+        hub_id = re.match(r"(?:huggingface|hf)\.co/(?:datasets/)?([\w.-]+(?:/[\w.-]+)?)", address)
+        instead = f"Its id is enough: {key}={hub_id[1]}." if hub_id else "Download it, and name the file or folder."
+        raise AiraError(f"{key}={path[:200]}: a URL is not read. {instead}")
     located = Path(locate(path)).expanduser()
     pattern = key.startswith(("data.", "prompts")) and glob.has_magic(path)
     local = path.startswith((".", "/", "~", "pkg://")) or path.lower().endswith(LOCAL) or path.count("/") > 1 or pattern

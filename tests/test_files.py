@@ -250,6 +250,22 @@ MISTYPED = {
 """Paths, and what is said of the nearest one; None for one that is there."""
 
 
+@pytest.mark.parametrize("key", ["model.path", "data.path", "models", "chat_model", "prompts"])
+def test_a_url(key):
+    """Catches a URL that is said to be no file, or is asked for on the hub by its whole text."""
+    for url, instead in (
+        ("https://huggingface.co/gpt2", f"Its id is enough: {key}=gpt2."),
+        ("https://huggingface.co/datasets/a-b/c.d/tree/main", f"Its id is enough: {key}=a-b/c.d."),
+        ("http://hf.co/a/b", f"Its id is enough: {key}=a/b."),
+        ("https://example.org/rows.jsonl", "Download it, and name the file or folder."),
+        ("s3://bucket/rows", "Download it, and name the file or folder."),
+        ("file:///data/rows.jsonl", "Download it, and name the file or folder."),
+    ):
+        with pytest.raises(AiraError) as raised:
+            check_exists(key, url)
+        assert str(raised.value) == f"{key}={url}: a URL is not read. {instead}"
+
+
 @pytest.mark.parametrize("path, said", MISTYPED.items())
 @pytest.mark.parametrize("key", ["model.path", "data.path", "method.reference", "models", "chat_model", "prompts"])
 def test_a_path_that_is_mistyped(tmp_path, monkeypatch, key, path, said):

@@ -60,6 +60,7 @@ def check(config_name: str) -> None:
     except AiraError as error:
         fail(error)
     parser = get_args_parser()
+    parser.error = _fail_on_option  # type: ignore[method-assign]
     try:
         _check_options(config_name, HYDRA_OPTIONS)
     except AiraError as error:
@@ -144,6 +145,11 @@ def _describe(config_name: str, names: list[str]) -> None:
         sys.exit(0)
 
 
+def _fail_on_option(message: str) -> NoReturn:
+    """In place of argparse's list of Hydra's options."""
+    fail(AiraError(f"{message}. Settings are written as key=value; --hydra-help has the options of Hydra."))
+
+
 def _replace_unencodable() -> None:
     """Have outputs print a question mark for a character that their encoding lacks, as ASCII, and not fail."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -194,7 +200,8 @@ def _check_options(config_name: str, known: Sequence[str]) -> None:
         position += 1
         if text == "--":
             name = "train"  # the overrides that follow are for the training runs of a pipeline
-        if not re.match(r"--?[A-Za-z]", text) or any(each.startswith(option) for each in known if len(option) > 1):
+        beginnings = [each for each in known if each.startswith(option)]
+        if not re.match(r"--?[A-Za-z]", text) or option in known or len(beginnings) == 1:
             corrected.append(shlex.quote(text))
             continue
         has_value = not equals and following and not re.match(r"-[^\d.]|[\w.]+=", following)
@@ -250,7 +257,7 @@ def _paths(settings: Train | Evaluate) -> Iterator[tuple[str, str]]:
         yield "method.reference", settings.method.reference
 
 
-def fail(error: AiraError, debug: bool = False) -> None:
+def fail(error: AiraError, debug: bool = False) -> NoReturn:
     """Print the message of an error, or its traceback when debugging, and exit with status 2."""
     if debug or os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error

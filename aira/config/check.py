@@ -139,7 +139,7 @@ def _nearest_value(annotation: Any, value: Any, default: Any) -> str:
     if get_origin(kind) is list:
         candidates.append([value])
     for candidate in (*candidates, default):
-        if candidate is not None and "${" not in str(candidate):
+        if candidate not in (None, "???") and "${" not in str(candidate):
             try:
                 TypeAdapter(annotation).validate_python(candidate, strict=True)
                 return _as_yaml(candidate)

@@ -4,16 +4,17 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from aira.config.check import check_value
+from aira.config.check import check_value, declared_type
 from aira.config.conf import groups_of, method_keys, options
 from aira.config.record import flatten
-from aira.config.schema import COMMANDS
+from aira.config.schema import COMMANDS, PairLoss
+from aira.config.types import unwrap_type
 from aira.errors import AiraError, nearest
 from aira.files import quoted_override
 
@@ -47,7 +48,7 @@ ALIASES = {
     "logging_steps": "trainer.log_every_n_steps",
     "eval_steps": "trainer.val_check_interval",
     "save_steps": "callbacks.checkpoint.every_n_train_steps",
-    "resume_from_checkpoint": "ckpt_path",
+    **dict.fromkeys(("resume_from_checkpoint", "resume"), "ckpt_path"),
     "report_to": "logger",
     **dict.fromkeys(("lora_r", "lora_rank"), "model.lora.r"),
     "lora_alpha": "model.lora.alpha",
@@ -59,24 +60,43 @@ ALIASES = {
 }
 """Names of TRL, Transformers, Lightning and others for keys that have another name here."""
 
+OPTIONS = {
+    **{f"method={loss}": f"method=dpo method.loss={loss}" for loss in get_args(PairLoss)},
+    "method=reward_model": "method=reward",
+    **dict.fromkeys(("trainer=cuda", "trainer=auto"), "trainer=gpu"),
+    **dict.fromkeys(("trainer=deepspeed", "trainer=zero"), "trainer=fsdp"),
+    "logger=null": "logger=none",
+    "logger=[]": "logger=none",
+    "sweep=null": "sweep=none",
+}
+"""Options that have another name here, or are a key's value."""
+
 SWITCHES = {
     "bf16": "trainer.precision=bf16-mixed",
     "fp16": "trainer.precision=16-mixed",
     **dict.fromkeys(("use_peft", "use_lora", "lora"), "model.lora.r=8"),
     **dict.fromkeys(("cpu", "use_cpu", "no_cuda"), "trainer=cpu"),
     "wandb": "logger=wandb",
+    **dict.fromkeys(("resume", "resume_from_checkpoint"), "ckpt_path=last"),
 }
 """Options of other trainers that have no value."""
 
 
 def parse_override(text: str) -> Override:
-    """Parse one override of the command line."""
+    """Parse one override of the command line.
+
+    Raises:
+        AiraError: it is not in Hydra's grammar; the message has the override with its value in quotes.
+    """
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
+        key, _, value = text.partition("=")
+        quoted = re.fullmatch(r"[+~]*[\w.@/]+", key) and value and not re.match(r"['\"\[{]", value)
+        example = quoted_override(key, value) if quoted else "\"key='value'\""
         raise AiraError(
-            f"{text}: this is not of the form key=value. "
-            "A value with a space or any of = , ( ) [ ] { } needs quotes in quotes: \"key='value'\"."
+            f"{text}: this is not of the form key=value. A value with a space, one of = , ( ) [ ] {{ }} or another "
+            f"special character needs quotes in quotes: {example}."
         ) from error
 
 
@@ -94,11 +114,19 @@ def check_option(override: Override, config_name: str) -> None:
         raise AiraError(f"{text}: a run has one {group}. Choose it without + or ~, as {group}={option}.")
     _check_single(override)
     value = override.value()
-    if value is None or (isinstance(value, list) and group not in PARTS):
-        raise AiraError(f"{text}: name one option. aira {config_name} --help {group} lists them.")
+    if not value or (isinstance(value, list) and group not in PARTS):
+        instead = f" {OPTIONS[text]} has none." if text in OPTIONS else ""
+        raise AiraError(f"{text}: name one option. aira {config_name} --help {group} lists them.{instead}")
     for option in value if isinstance(value, list) else [value]:
         if str(option).removesuffix(".yaml") not in options(group):
-            raise AiraError(f"{group}={option}: there is no such {group}. {nearest(str(option), options(group))}")
+            raise no_option(group, str(option), config_name)
+
+
+def no_option(group: str, option: str, config_name: str) -> AiraError:
+    """The error on an option that a group does not have, with what to use instead."""
+    instead = OPTIONS.get(f"{group}={option}")
+    suggestion = nearest(option, options(group), f"aira {config_name} --help {group}")
+    return AiraError(f"{group}={option}: there is no such {group}. {f'It is {instead}.' if instead else suggestion}")
 
 
 def _check_single(override: Override) -> None:
@@ -138,10 +166,11 @@ def translate_option(option: str, value: str | None, known: dict[str, Any], conf
     same = [other for other in names if other.split(".")[-1] == key]
     key = same[0] if key not in names and len(set(same)) == 1 else key
     if key not in names:
-        raise AiraError(f"{option}: there is no such setting. {nearest(key, names)}")
+        keys = f"aira {config_name} --cfg job" if config_name in ("train", "evaluate") else f"aira {config_name} --help"
+        raise AiraError(f"{option}: there is no such setting. {nearest(key, names, keys)}")
     if key in command_groups and value is not None and value not in options(key):
         if f"{key}.path" not in known:
-            raise AiraError(f"{option} {value}: there is no such {key}. {nearest(value, options(key))}")
+            raise no_option(key, value, config_name)
         key = f"{key}.path"
     default = known.get(key) if key not in command_groups else None
     if isinstance(default, dict) and default:
@@ -149,10 +178,33 @@ def translate_option(option: str, value: str | None, known: dict[str, Any], conf
     if isinstance(default, dict):
         example = shlex.quote(f"{key}={{name: {value or 1}}}")
         raise AiraError(f"{option}: {key} is a mapping of names to values, such as {example}.")
-    if value is None:
-        value = "true" if isinstance(default, bool) else options(key)[0] if key in command_groups else str(default)
+    if value is None and not isinstance(default, bool):
+        raise AiraError(f"{option} needs a value: {key}=<value>. aira {config_name} --help {key} has what it may be.")
+    value = "true" if value is None else value
     bare = f"[{value}]" if isinstance(default, list) else value
     return f"{key}={bare}" if re.fullmatch(r"\[?[\w./:+-]+]?", bare, re.ASCII) else quoted_override(key, value)
+
+
+def _check_entry(override: Override, known: dict[str, Any], defaults: dict[str, Any], config_name: str) -> None:
+    """Refuse a new entry of a mapping that is set as a key; the message sets it in the mapping."""
+    key, text = override.key_or_group, str(override.input_line)
+    parts = key.split(".")
+    for length in range(1, len(parts)):
+        mapping, entry = ".".join(parts[:length]), ".".join(parts[length:])
+        annotation, facts = declared_type(COMMANDS[config_name], parts[:length], defaults)
+        kind = unwrap_type(annotation)[0]
+        is_flat = get_origin(kind) is dict and get_origin(get_args(kind)[1]) is not dict
+        if (
+            is_flat
+            and not key.startswith(OPEN)
+            and not facts
+            and mapping in known
+            and ("." in entry or key not in known)
+        ):
+            value = text.partition("=")[2]
+            value = value if re.fullmatch(r"[\w.:/+-]+|['\"\[{].*", value) else f"'{value}'"
+            example = f'"{mapping}={{{entry}: {value}}}"'
+            raise AiraError(f"{text}: {mapping} is a mapping, and {entry} an entry of it: {example}.")
 
 
 def check_key(override: Override, defaults: dict[str, Any], choices: Mapping[str, str], config_name: str) -> None:
@@ -164,6 +216,7 @@ def check_key(override: Override, defaults: dict[str, Any], choices: Mapping[str
     """
     key, text = override.key_or_group, str(override.input_line)
     known = dict(flatten(defaults))
+    _check_entry(override, known, defaults, config_name)
     if key not in known:
         if override.is_add() or override.is_force_add():
             if key.startswith(OPEN):
@@ -177,9 +230,11 @@ def check_key(override: Override, defaults: dict[str, Any], choices: Mapping[str
                 f"{' and '.join(f'method={name}' for name in readers)}."
             )
         names = [name for name in known if _can_be_suggested(name)] + groups_of(config_name)
-        lightning = " Other arguments of Lightning's Trainer are not taken." if key.startswith("trainer.") else ""
+        more = " Other arguments of Lightning's Trainer are not taken." if key.startswith("trainer.") else ""
+        more = f" A new one is added by a plus sign: +{text}." if key.startswith(OPEN) else more
+        keys = f"aira {config_name} --help" if key.count(".") == 0 else f"aira {config_name} --help {key.split('.')[0]}"
         raise AiraError(
-            f"{text}: there is no key or group '{key}'. {nearest(_translate_name(key, names), names)}{lightning}"
+            f"{text}: there is no key or group '{key}'. {nearest(_translate_name(key, names), names, keys)}{more}"
         )
     if key.startswith("hydra."):
         return
