@@ -89,8 +89,8 @@ def _train(settings: Train, config: dict[str, Any], run: Path, by_hydra: bool, s
         reference_config, _ = load_config(method.reference, vocab_size=0)
         _check_length(settings.data.max_length, reference_config, f" of method.reference={method.reference}")
     data = _data(settings, architecture, tokenizer, end_tokens(backbone.path, tokenizer, added, model_config, **hub))
-    for notice in data.notices:
-        print(notice)
+    for line in (*data.layouts, *data.notices):
+        print(line)
     model = load_model(
         tokenizer=tokenizer,
         added=added,

@@ -18,7 +18,8 @@ from sklearn.metrics import roc_auc_score
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from aira.data.schemas import TOXIC, mapped_columns, read_example  # noqa: E402
+from aira.data.labels import TOXIC  # noqa: E402
+from aira.data.schemas import mapped_columns, read_example  # noqa: E402
 from aira.data.sources import read  # noqa: E402
 from aira.evaluation.baselines import bag_of_words  # noqa: E402
 from aira.evaluation.tasks import scorer_rows  # noqa: E402

@@ -10,7 +10,8 @@ sys.path.insert(0, str(ROOT))
 
 def pairs_of(arguments: Arguments) -> list[dict[str, Any]]:
     """Rows {prompt, chosen, rejected}, each a list of chat messages: the first of HH-RLHF's harmless dialogues."""
-    from aira.data.schemas import BadRow, preference
+    from aira.data.schemas import preference
+    from aira.data.texts import BadRow
 
     count = steps_of(arguments) * arguments.batch_size
     if arguments.quick:

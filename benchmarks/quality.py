@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 DATA = Path(os.environ.get("AIRA_DATA", ROOT.parent / "shared" / "data"))
 
-from aira.data.schemas import BadRow, Example, mapped_columns, prompt_key, read_example, text_key  # noqa: E402
+from aira.data.schemas import Example, mapped_columns, prompt_key, read_example  # noqa: E402
+from aira.data.texts import BadRow, text_key  # noqa: E402
 from aira.evaluation.baselines import pair_baselines, text_baselines  # noqa: E402
 from aira.evaluation.statistics import class_figures, compare_systems  # noqa: E402
 from aira.inference.scorers import ScoringModel  # noqa: E402

@@ -38,7 +38,8 @@ CONTENDERS = ("transformers", "transformers-batch", "aira")
 
 def talks_of(arguments: argparse.Namespace, tokenizer: Any) -> list[list[Talk]]:
     """For each prompt its n conversations, each ending with a candidate."""
-    from aira.data.schemas import BadRow, preference
+    from aira.data.schemas import preference
+    from aira.data.texts import BadRow
 
     rows = [(turn("user", p), turn("assistant", c)[0]) for p, c, _ in made_up(arguments.prompts + arguments.n)]
     if not arguments.quick:

@@ -11,9 +11,12 @@ from tests.chat.test_gate import REQUESTS
 from tests.commands.test_chat import FILES
 from tests.data.test_control import HIDDEN, SAID
 from tests.data.test_layout import FOLDERS, REFUSED_FOLDERS
+from tests.data.test_layouts import INSTRUCTIONS, PAIRS, REAL, TEXTS
+from tests.data.test_layouts import REFUSED as REFUSED_LAYOUTS
 from tests.data.test_pairs_and_labels import HINTS, NAMES, SAME, UNLABELLED
 from tests.data.test_rows import READ, REFUSED
-from tests.data.test_sources import LAYOUTS
+from tests.data.test_sources import LAYOUTS, NOT_RECOGNIZED
+from tests.data.test_templates import ADAPTED, TEMPLATES
 from tests.evaluation.test_no_number import PARTS, ROWS
 from tests.models.test_damaged import DAMAGE, USED
 from tests.reports.test_page import ODD, STRANGE
@@ -42,7 +45,23 @@ KINDS = (
     Kind("folders that say no split, or two", "refused, with the names", REFUSED_FOLDERS, "data/test_layout.py"),
     Kind("names of classes", "read by the names, or refused", NAMES, "data/test_pairs_and_labels.py"),
     Kind("labels that nobody knows", "refused, with a command", HINTS, "data/test_pairs_and_labels.py"),
-    Kind("columns that fit several layouts", "reported once", LAYOUTS, "data/test_sources.py"),
+    Kind("columns under their usual names", "recognized, and said as what", LAYOUTS, "data/test_sources.py"),
+    Kind("columns that may mean something else", "refused, with a command", NOT_RECOGNIZED, "data/test_sources.py"),
+    Kind(
+        "layouts of instructions, pairs and texts",
+        "every row is what it says",
+        INSTRUCTIONS | PAIRS | TEXTS,
+        "data/test_layouts.py",
+    ),
+    Kind("layouts that cannot be read", "refused, with a way on", REFUSED_LAYOUTS, "data/test_layouts.py"),
+    Kind("public files as they are", "trains with `data.path=` alone", REAL, "data/test_layouts.py"),
+    Kind(
+        "chat templates that rewrite, add, move or refuse",
+        "trains on what generation sees",
+        TEMPLATES,
+        "data/test_templates.py",
+    ),
+    Kind("turns that a template has no place for", "written elsewhere, and said", ADAPTED, "data/test_templates.py"),
     Kind("cells without a label", "the row is dropped and counted", UNLABELLED, "data/test_pairs_and_labels.py"),
     Kind(
         "one prompt in two forms", "one prompt: never on both sides of a split", SAME, "data/test_pairs_and_labels.py"

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 
+from aira.data.labels import is_toxic
 from aira.data.module import DataModule
-from aira.data.schemas import Message
+from aira.data.turns import Message
 from aira.files import write_atomically
 from aira.parts import Part, RunEnd, RunStart, log_table
 
@@ -51,12 +52,12 @@ class Scores(pl.Callback, Part):
         return {}
 
     def _write(self, module: Any, data: DataModule) -> None:
-        """Write the source row, branch, class (-1 if there is none) and score of every text."""
+        """Write the example, branch, class (-1 if there is none) and score of every text."""
         labels = data.validation.labels_of(module.indices)
         lines = ["row,branch,label,score"]
-        for row, classes, scores in zip(module.indices, labels, module.scores, strict=True):
+        for row, of_row, scores in zip(module.indices, labels, module.scores, strict=True):
             for branch, score in enumerate(scores):
-                lines.append(f"{row},{branch},{classes[branch] if len(classes) else -1},{score:.6g}")
+                lines.append(f"{row},{branch},{int(is_toxic(of_row[branch])) if of_row else -1},{score:.6g}")
         write_atomically(self.folder / "scores.csv", "\n".join([*lines, ""]))
 
     def table(self, module: Any, data: DataModule) -> list[list[Any]]:

@@ -6,6 +6,7 @@ What users, models and data say is shown as plain text.
 import copy
 import html
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from aira.chat.texts import TEXTS
 from aira.config.compose import compose_settings
 from aira.config.conf import options
 from aira.config.schema import Chat as ChatSettings
-from aira.data.schemas import Message
+from aira.data.turns import Message
 from aira.errors import AiraError
 
 SHOWN = 1000
@@ -207,7 +208,13 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
         with add(gr.Tab, "limits"):
             add(gr.Markdown, "limitations", "value")
 
-        def answer(code: str, text: str, before: list[Message], guarded: bool, *sampling: float) -> Iterator[Any]:
+        ended: Counter[str | None] = Counter()  # how often a page has ended its conversation, by its session
+
+        def answer(
+            request: gr.Request, code: str, text: str, before: list[Message], guarded: bool, *sampling: float
+        ) -> Iterator[Any]:
+            session = request.session_hash
+            conversation_number = ended[session]
             if not text.strip():
                 yield [gr.skip()] * 6
                 return
@@ -220,6 +227,8 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
                     rows = headed(code, "columns", table(several, code))
                     yield as_text(said), said, rows, note, emptied, gr.update(interactive=False)
                     emptied = gr.skip()  # the next message may be being typed
+                    if ended[session] != conversation_number:
+                        return
             except AiraError as error:
                 refuse(error)
                 yield [gr.skip()] * 6
@@ -230,6 +239,9 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
             except AiraError as error:
                 refuse(error)
                 return gr.skip()
+
+        def end(request: gr.Request) -> None:
+            ended[request.session_hash] += 1
 
         def begin(code: str) -> list[Any]:
             return [[], [], headed(code, "columns", []), gr.update(visible=False)]
@@ -250,12 +262,14 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
         )
         answered.then(lambda: gr.update(interactive=True), None, send, **private)
         gr.on([query.submit, search.click], look, [spoken, query, over], found, **private)
-        # An answer that is being shown would fill the conversation again: it is ended, and waited for.
+        # An answer that is being shown would fill the conversation again: it is ended at its next word, and what
+        # empties the conversation waits for its turn after it. Gradio's own cancelling does not wait.
+        at_once: dict[str, Any] = {"queue": False, **private}
         cleared = [conversation, history, candidates, forgotten]
-        gr.on([reset.click, conversation.clear], begin, spoken, cleared, cancels=[answered], **in_turn)
+        gr.on([reset.click, conversation.clear], end, None, None, **at_once).then(begin, spoken, cleared, **in_turn)
         renamed = [*(part for part, _, _ in shown), over]
-        changed = spoken.change(rename, spoken, renamed, cancels=[answered], show_progress="hidden", **private)
-        changed.then(begin, spoken, cleared, **in_turn)
+        changed = spoken.change(end, None, None, **at_once).then(begin, spoken, cleared, **in_turn)
+        changed = changed.then(rename, spoken, renamed, show_progress="hidden", **private)
         changed.then(lambda code: headed(code, "rows", []), spoken, found, **private)
 
     fonts: Any = ["system-ui", "sans-serif"]  # those of the machine: nothing is fetched

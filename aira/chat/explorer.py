@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from aira.data.schemas import BadRow, mapped_columns, read_example
+from aira.data.schemas import mapped_columns, read_example
 from aira.data.sources import read
+from aira.data.texts import BadRow
 from aira.errors import AiraError
 
 PARTS = ("prompts", "completions")

@@ -14,9 +14,10 @@ from huggingface_hub import ModelCard
 
 from aira.config.check import check_value
 from aira.config.schema import Answering
-from aira.data.schemas import BadRow, Message
+from aira.data.texts import BadRow
 from aira.data.tokenize import tokenizer_hash
 from aira.data.trees import Tree
+from aira.data.turns import Message
 from aira.errors import AiraError
 from aira.files import locate, report_skipped
 from aira.inference.generation import answer, prompt_ids

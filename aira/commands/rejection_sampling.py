@@ -46,8 +46,9 @@ def main() -> None:
 
 def _prompts(settings: RejectionSampling) -> list[str]:
     """The distinct prompts, in order."""
-    from aira.data.schemas import BadRow, text  # datasets is imported only once the configuration is known to be right
-    from aira.data.sources import read
+    from aira.data.cells import text
+    from aira.data.sources import read  # datasets is imported only once the configuration is known to be right
+    from aira.data.texts import BadRow
 
     source = read(settings.prompts, cache_dir=settings.cache_dir, key="prompts")
     rows = source.split(settings.split, "split")

@@ -113,6 +113,7 @@ class Data(Section):
     tokens_per_row: PositiveInt
     num_workers: NonNegativeInt
     num_proc: PositiveInt
+    consecutive_turns: Literal["keep", "join", "refuse"]
 
 
 class Method(Open):

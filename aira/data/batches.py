@@ -35,7 +35,8 @@ class BatchSource(pl.LightningDataModule, ABC):
         path: where the data comes from, for display.
         key: a hash of the source, by which runs are compared.
         rows_key: a hash of the rows and their split, which a resumed run must share.
-        notices: lines to be printed before training.
+        layouts: what each split is read as, a line each.
+        notices: further lines to be printed before training.
         batch_size: examples of one step over all ranks.
         train, validation: the examples, or prompts, of one epoch and of one validation.
     """
@@ -43,6 +44,7 @@ class BatchSource(pl.LightningDataModule, ABC):
     path: str
     key: str
     rows_key: str
+    layouts: Sequence[str] = ()
     notices: list[str]
     batch_size: int
     train: Sized

@@ -3,16 +3,16 @@
 import copy
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from tokenizers import NormalizedString
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerBase
 
-from aira.data.schemas import Message
+T = TypeVar("T")
 
 BROKEN = "\ufdd0\ufdd1"
 """Noncharacters, which no text has: they split a control token's name in two until the tokenizer removes them."""
@@ -66,22 +66,22 @@ def _split_points(control: _ControlNames, text: str) -> list[int]:
     return sorted(points)
 
 
-def as_text(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message]
-) -> tuple[PreTrainedTokenizerBase, list[Message]]:
-    """A conversation, and a tokenizer that reads control tokens in its messages as plain text.
+def as_text(tokenizer: PreTrainedTokenizerBase, value: T) -> tuple[PreTrainedTokenizerBase, T]:
+    """Texts, and a tokenizer that reads control tokens in them as plain text.
 
     A template renders a conversation to text before it is tokenized, where `<|endofinstruction|>`, typed by a user,
     would end the user's turn. So the name is split by `BROKEN`, which the returned tokenizer drops after it has looked
     for control tokens: the ids are those of the text as it was written.
 
+    Args:
+        value: a text, or lists, tuples and mappings of texts, such as messages.
+
     Returns:
-        Both arguments unchanged if no message has a control token's name, which is nearly always.
+        Both arguments unchanged if no text has a control token's name, which is nearly always.
     """
     control = _control_names(tokenizer)
-    points = [_split_points(control, message["content"]) for message in messages]
-    if not any(points):
-        return tokenizer, messages
+    if not any(_split_points(control, text) for text in _texts(value)):
+        return tokenizer, value
     if not control.text_tokenizer:
         text_tokenizer = copy.deepcopy(tokenizer)
         state = json.loads(text_tokenizer.backend_tokenizer.to_str())
@@ -97,8 +97,26 @@ def as_text(
             token["normalized"] &= not control.names.fullmatch(token["content"])
         text_tokenizer.backend_tokenizer.__setstate__(json.dumps(state).encode())
         control.text_tokenizer.append(text_tokenizer)
-    split_messages = []
-    for message, positions in zip(messages, points, strict=True):
-        pieces = [message["content"][start:end] for start, end in pairwise([0, *positions, None])]
-        split_messages.append(message | {"content": BROKEN.join(pieces)})
-    return control.text_tokenizer[0], split_messages
+    return control.text_tokenizer[0], _split(control, value)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _texts(part) if key != "role" else ()
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part)
+
+
+def _split(control: _ControlNames, value: Any) -> Any:
+    """The value with `BROKEN` in each control token's name in its texts."""
+    if isinstance(value, str):
+        return BROKEN.join(value[start:end] for start, end in pairwise([0, *_split_points(control, value), None]))
+    if isinstance(value, Mapping):
+        return {key: part if key == "role" else _split(control, part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_split(control, part) for part in value)
+    return value

@@ -17,22 +17,21 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from aira.data.batches import Batch, BatchSource, needs_equal_rows
+from aira.data.cells import pick, reachable
+from aira.data.labels import is_toxic, named_classes
 from aira.data.plan import Plan, Step
 from aira.data.schemas import (
     SCHEMAS,
-    BadRow,
     Example,
     cell_key,
-    ignored_columns,
+    described,
     last_key,
     mapped_columns,
-    named_classes,
-    pick,
     prompt_key,
-    reachable,
     read_example,
 )
 from aira.data.sources import read
+from aira.data.texts import BadRow
 from aira.data.tokenize import encode, separator_id, tokenize, usable
 from aira.data.trees import Row, Tree, pack, pad
 from aira.errors import AiraError
@@ -42,7 +41,7 @@ TEXTS = {"text", "harmless", "harmful"}
 
 
 class Split:
-    """The usable rows of one split: raw for reading, encoded for training."""
+    """The usable examples of one split: its rows for reading, encoded for training."""
 
     reference: np.ndarray | None = None
     """[examples, branches] log-probs by the reference model, for methods that need them."""
@@ -59,14 +58,19 @@ class Split:
         values: np.ndarray = self.encoded.data.column(name).to_numpy()[self.index]
         return values
 
+    def rows_of(self, indices: Sequence[int] | np.ndarray) -> list[int]:
+        """The rows of the source that examples come from."""
+        rows: list[int] = self.encoded[np.asarray(indices).tolist()]["row"]
+        return rows
+
     @property
     def labels(self) -> np.ndarray:
-        """[examples, branches] classes of labelled texts."""
+        """[examples, branches] labels of labelled texts: the probability that each is toxic."""
         return np.stack(list(self._column("labels")))
 
-    def labels_of(self, indices: np.ndarray) -> list[list[int]]:
-        """The classes of rows of the source; empty for a row of a kind without classes."""
-        labels: list[list[int]] = self.encoded[indices.tolist()]["labels"]
+    def labels_of(self, indices: np.ndarray) -> list[list[float]]:
+        """The labels of examples; empty for one of a kind without labels."""
+        labels: list[list[float]] = self.encoded[indices.tolist()]["labels"]
         return labels
 
     def select(self, chosen: np.ndarray) -> "Split":
@@ -139,6 +143,7 @@ class DataModule(BatchSource):
         tokens_per_row: int = 1024,
         num_workers: int = 0,
         num_proc: int = 1,
+        consecutive_turns: str = "keep",
         padded: bool = False,
         seed: int = 0,
         cache_dir: str = "~/.cache/aira",
@@ -150,6 +155,7 @@ class DataModule(BatchSource):
         source = read(path, revision=revision, cache_dir=cache_dir)
         self.path, self.key = path, source.key
         self.notices = list(source.notices)
+        self.layouts = layouts = list[str]()
         excluded = self._excluded_keys(exclude, cache_dir)
 
         def load(name: str) -> Split:
@@ -171,9 +177,10 @@ class DataModule(BatchSource):
                 cache_dir=cache_dir,
                 parts=source.parts.get(name, ()),
                 num_proc=num_proc,
+                consecutive=consecutive_turns,
             )
-            ignored = ignored_columns(kind, rows.column_names, columns, path)
-            self.notices += [line for line in ignored if line not in self.notices]
+            mapping = mapped_columns(kind, rows.column_names, columns, path)
+            layouts.append(f"{path} ({name}): {len(rows)} rows, {described(kind, rows.column_names, mapping)}.")
             index, notices = usable(encoded, f"{path} ({name})", source.parts.get(name, ()))
             self.notices += notices
             if not len(index):
@@ -214,7 +221,7 @@ class DataModule(BatchSource):
         if kind in ("labelled", "harmful"):
             for name, part in (("training", self.train), ("validation", self.validation)):
                 self.notices.append(f"{path}, {name}: {self._class_counts(part)}.")
-        if kind == "labelled" and len(np.unique(self.train.labels)) < 2:
+        if kind == "labelled" and len({is_toxic(label) for label in self.train.labels.flatten()}) < 2:
             raise AiraError(
                 f"{path}: all training rows have the same label; a classifier needs two. Check data.labels. "
                 + " ".join(self.notices)
@@ -223,7 +230,7 @@ class DataModule(BatchSource):
     def _class_counts(self, split: Split) -> str:
         """The class that each label of a split was read as, with its number of rows."""
         column = mapped_columns(self.kind, split.rows.column_names, self.columns, self.path).get("label")
-        classes = [("harmless", "toxic")[label] for label in split.labels[:, 0]]
+        classes = ["toxic" if is_toxic(label) else "harmless" for label in split.labels[:, 0]]
         if column is None:
             return f"{len(split)} pairs of a harmless and a toxic text"
         if isinstance(column, list):
@@ -233,7 +240,7 @@ class DataModule(BatchSource):
             )
         names = named_classes(split.rows.features).get(column)
         cells = split.rows.select_columns(column if column in split.rows.column_names else column.split(".")[0])
-        values = [pick(row, column) for row in cells.select(split.index)]
+        values = [pick(row, column) for row in cells.select(split.rows_of(split.index))]
         labels = [f"{cell} ({names[cell]})" if names else str(cell) for cell in values]
         counts = Counter(zip(labels, classes, strict=True)).most_common()
         return "; ".join(f"label {label} is {kind} in {count} rows" for (label, kind), count in counts)
@@ -241,6 +248,8 @@ class DataModule(BatchSource):
     def _check_end(self, ends: set[int]) -> None:
         """Add a notice if an answer has no end token to be learnt; some formats end an answer with plain text."""
         (example,) = self.examples(self.train, self.train.index[:1])
+        if len(example.conversations[0]) == 1:
+            return  # a document, which ends with the end token
         encoded = encode(self.tokenizer, example.conversations[:1], sys.maxsize, "response")
         if ends.isdisjoint(compress(encoded["branches"][0], encoded["scored"][0])):
             names = (
@@ -287,7 +296,7 @@ class DataModule(BatchSource):
 
     def _row_keys(self, rows: Dataset, file: str) -> list[list[int]]:
         """The keys of each row of a file, which needs no answers and no labels."""
-        names = {names[0] for names in SCHEMAS[self.kind].columns}
+        names = {layout.columns[0] for layout in SCHEMAS[self.kind]}
         wanted = [(self.columns or {}).get(name, name) for name in (TEXTS if names <= TEXTS else sorted(names))]
         columns = [column for column in wanted if reachable(column, rows.column_names)]
         mapping = None
@@ -313,11 +322,11 @@ class DataModule(BatchSource):
         """Rows of a split as examples, for display or generation.
 
         Args:
-            chosen: row numbers of the split's source, such as those of `Split.index`.
+            chosen: indices of examples, such as those of `Split.index`.
         """
         mapping = mapped_columns(self.kind, split.rows.column_names, self.columns, self.path)
         names = named_classes(split.rows.features)
-        return [read_example(self.kind, split.rows[int(i)], mapping, self.labels, names) for i in chosen]
+        return [read_example(self.kind, split.rows[int(i)], mapping, self.labels, names) for i in split.rows_of(chosen)]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The rest of the run, from the trainer's current step on; its length is that of the whole run."""

@@ -1,524 +1,448 @@
-"""The columns that each kind of data needs, and how a user's columns are converted to them."""
+"""The layouts of data sets: which columns are recognized, under which names, and what a row of them is."""
 
-import contextlib
-import hashlib
 import json
 import re
 import shlex
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from datasets import ClassLabel, Dataset
-
-from aira.config.overrides import parse_override
+from aira.data.cells import Record, finite, pick, reachable, text
+from aira.data.labels import HARMLESS, LABELS, TOXIC, class_label, class_names, label
+from aira.data.texts import BadRow, hash_of, is_blank, text_key
+from aira.data.turns import (
+    Message,
+    conversation,
+    is_printed_list,
+    is_transcript,
+    messages,
+    parse_turns,
+    tools,
+    transcript,
+    transcript_turns,
+    turn,
+    up_to_an_answer,
+)
 from aira.errors import AiraError, nearest
 from aira.files import override
 
-Message = dict[str, str]
-Record = dict[str, Any]
-
-ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-
-LARGEST = 3.4e38
-"""The largest margin, which is stored in 32 bits."""
-
-HARMLESS, TOXIC = 0, 1
-"""The two classes of labelled texts. A harmless text has a high score: see `aira.methods.toxicity`."""
-
-LABELS: dict[str, int | None] = {
-    **dict.fromkeys(("0", "false", "harmless", "non-toxic", "not-toxic", "non-hateful"), HARMLESS),
-    **dict.fromkeys(("1", "true", "harmful", "toxic", "hateful"), TOXIC),
-}
-"""The labels that need no `data.labels`, in lower case."""
-
+LARGEST_MARGIN = 1000.0
+"""Scores are log-odds: no reward model is asked to tell a pair apart by more than this."""
 
 ALIASES = {
-    "prompt": ("question", "instruction", "input", "query", "user"),
-    "completion": ("answer", "response", "output", "reply", "assistant"),
-    "conversations": ("messages", "conversation", "turns", "dialogue", "dialog"),
+    "prompt": ("instruction", "question", "query", "input", "user"),
+    "completion": ("response", "answer", "output", "reply", "assistant"),
+    "context": ("input",),
+    "system": ("system_prompt",),
+    "conversations": ("messages", "conversation", "dialogue", "dialog", "chat"),
+    "chosen": ("chosen_response",),
+    "rejected": ("rejected_response",),
+    "text": ("comment", "comment_text", "sentence", "tweet", "content"),
+    "label": ("toxic", "is_toxic", "toxicity", "hateful", "is_hateful", "hate", "offensive", "is_offensive"),
+    "better": ("label", "preference", "preferred", "winner", "better_response_id"),
+}
+"""Names that a column is recognized by, besides its own; letter case does not matter."""
+
+DOCUMENT = ("content", "document")
+"""Other names of a text to be continued."""
+
+SIDES = [
+    (f"{stem}_{first}", f"{stem}_{second}")
+    for stem in ("response", "output", "answer", "completion")
+    for first, second in (("0", "1"), ("1", "2"), ("a", "b"))
+]
+"""Names of two answers, of which another column says which is better: by the ending of its name."""
+
+HINTS = {
+    "prompt": ("problem", "goal", "request", "forbidden_prompt", "behavior", "statement", "title"),
+    "completion": ("solution", "target", "best answer", "expected_answer", "completions", "answers", "instances"),
+    "conversations": ("turns",),
     "chosen": ("preferred", "better", "accepted"),
     "rejected": ("dispreferred", "worse", "refused"),
-    "text": ("comment", "comment_text", "sentence", "tweet", "content", "message"),
-    "label": ("class", "category", "target", "toxic", "toxicity"),
+    "text": ("message", "body", "post", "test_case", "prompt"),
+    "label": ("class", "category", "target", "label_gold", "labels"),
 }
-"""Other common names of a column."""
+"""Further names, which a message proposes and which are not taken without a word: they mean other things elsewhere."""
 
 
 class Example(NamedTuple):
     """A row in one form for all kinds of data."""
 
     conversations: list[list[Message]]  # one per branch; a text without a prompt is a single turn of the assistant
-    labels: Sequence[int] = ()  # the class of each branch, for labelled texts
+    labels: Sequence[float] = ()  # of each branch of labelled texts, its class or the probability that it is toxic
     margin: float = 0.0  # by how much chosen should be better than rejected, in units of the score
-
-
-class BadRow(Exception):
-    """A row that cannot be used; it is dropped and counted by reason: the message without the part in parentheses."""
-
-    @property
-    def reason(self) -> str:
-        """The reason by which dropped rows are counted."""
-        return reason_in(str(self))
-
-
-class UnknownLabel(AiraError):
-    """A label that belongs to neither class; see `labels_hint`."""
-
-
-def reason_in(problem: str) -> str:
-    """The reason in the message of a `BadRow`."""
-    return problem.partition(" (")[0]
-
-
-def pick(row: Record, column: str | list[str]) -> Any:
-    """Read a column by its name or by a dotted path into it (`answers.0.text`), or join several with blank lines.
-
-    Raises:
-        BadRow: the path does not exist in this row, or a part to join is not text.
-    """
-    if isinstance(column, list):
-        parts = {name: pick(row, name) for name in column}
-        return "\n\n".join(text(parts, name) for name, part in parts.items() if not _is_blank(part))
-    value: Any = row
-    for name in [column] if column in row else column.split("."):
-        if value is None or (isinstance(value, list) and name.isdecimal() and int(name) >= len(value)):
-            raise BadRow(f"empty {column}")
-        if isinstance(value, list) and name.isdecimal():
-            value = value[int(name)]
-        elif isinstance(value, Mapping) and name in value:  # a row of the datasets library is not a dict
-            value = value[name]
-        else:
-            raise BadRow(f"there is no {column}")
-    return value
-
-
-def _is_blank(value: Any) -> bool:
-    """Whether a value is missing, or a text without visible characters."""
-    if isinstance(value, str):
-        return all(char.isspace() or unicodedata.category(char) == "Cf" or _UNSEEN.match(char) for char in value)
-    return value is None or bool(value != value)
-
-
-def text(row: Record, name: str) -> str:
-    """A column that must be non-empty text; a number or a boolean becomes its JSON text."""
-    value = row[name]
-    if _is_blank(value):
-        raise BadRow(f"empty {name}")
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    if not isinstance(value, str):
-        raise BadRow(f"{name} is not text but {type(value).__name__}")
-    return value
-
-
-def messages(turns: Any) -> list[Message]:
-    """Turns as role and content (or from and value).
-
-    Raises:
-        BadRow: there are no turns, or one has an unknown role or is empty.
-    """
-    turns = _parse_turns(turns)
-    if isinstance(turns, str) and turns.strip():
-        raise BadRow("conversations is text, not a list of turns as JSON")
-    if turns is not None and not isinstance(turns, list | str):
-        raise BadRow(f"conversations is not a list of turns but {type(turns).__name__}")
-    if not turns or isinstance(turns, str):
-        raise BadRow("empty conversations")
-    dialogue = []
-    for turn in turns:
-        if not isinstance(turn, dict):
-            raise BadRow("a turn is not a mapping")
-        role = turn.get("role") or turn.get("from")
-        content = turn.get("value") if turn.get("content") in (None, "") else turn["content"]
-        if not isinstance(role, str) or role not in ROLES:
-            raise BadRow(f"unknown role {short(role)} (known: {', '.join(ROLES)})")
-        if _is_blank(content):
-            raise BadRow("an empty turn")
-        if not isinstance(content, str):
-            raise BadRow(f"a turn is not text but {type(content).__name__}")
-        dialogue.append({"role": ROLES[role], "content": content})
-    return dialogue
-
-
-def short(value: Any) -> str:
-    """A value, shortened for a message."""
-    full = repr(value)
-    return full if len(full) <= 60 else f"{full[:60]}…"
-
-
-def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names are unique; json.loads would silently take the last of two."""
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        raise ValueError("a name occurs twice in an object")
-    return mapping
-
-
-def _parse_turns(value: Any) -> Any:
-    """The turns that a text holds as JSON, such as a cell of CSV; any other value unchanged.
-
-    Raises:
-        BadRow: an escape in a turn stands for half of a character, which text cannot hold.
-    """
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        try:
-            parsed = json.loads(value, object_pairs_hook=_unique_names)
-        except (ValueError, RecursionError):
-            return value
-        turns = parsed if isinstance(parsed, list) else [parsed]
-        if turns and all(isinstance(one, dict) and one.keys() & {"role", "from"} for one in turns):
-            try:
-                json.dumps(turns, ensure_ascii=False).encode()
-            except UnicodeEncodeError as error:
-                raise BadRow("an escape in a turn is half of a character") from error
-            return turns
-    return value
-
-
-def conversation(turns: Any) -> list[Message]:
-    """Turns up to the assistant's last one.
-
-    Raises:
-        BadRow: as for `messages`, or there is no answer by the assistant, or no question before it.
-    """
-    dialogue = messages(turns)
-    while dialogue and dialogue[-1]["role"] != "assistant":
-        dialogue.pop()
-    if not dialogue:
-        raise BadRow("no turn of the assistant")
-    if next(message["role"] for message in dialogue if message["role"] != "system") == "assistant":
-        raise BadRow("the assistant speaks first")
-    return dialogue
-
-
-def transcript(whole: str) -> list[Message]:
-    r"""The turns of a dialogue in HH-RLHF's format: `\n\nHuman: …\n\nAssistant: …`.
-
-    Raises:
-        BadRow: it does not begin with a turn of the human, or a turn is empty.
-    """
-    first, *parts = re.split(r"\n\n(Human|Assistant):", whole)
-    if first.strip() or not parts:
-        raise BadRow("no prompt, and no transcript that begins with a blank line and 'Human:'")
-    roles = {"Human": "user", "Assistant": "assistant"}
-    turns = [_turn(roles[role], content.strip()) for role, content in zip(parts[::2], parts[1::2], strict=True)]
-    if not turns[-1]["content"]:
-        raise BadRow("an empty response")
-    return conversation(turns)
+    tools: Sequence[Record] = ()  # that the conversations may call, in the form of Transformers
+    notes: Sequence[str] = ()  # what is unusual about it, to be counted
 
 
 def instruction(row: Record) -> Example:
-    """One conversation, from {prompt, completion} or {conversations}."""
-    if "conversations" in row:
-        return Example([conversation(row["conversations"])])
-    return Example([[_turn("user", text(row, "prompt")), _turn("assistant", text(row, "completion"))]])
+    """One conversation, from {prompt, completion}, of which the answers in the completion are trained on."""
+    prompt = [each if each["role"] != "assistant" else each | {"train": False} for each in _prompt(row)]
+    whole = _append_response(_with_history(prompt, row.get("history")), row["completion"], "completion")
+    return Example([up_to_an_answer(whole)], tools=tools(row.get("tools")))
+
+
+def dialogue(row: Record) -> Example:
+    """One conversation, from {conversations}."""
+    value = row["conversations"]
+    whole = transcript(value) if isinstance(value, str) and is_transcript(value) else conversation(value)
+    return Example([_with_system(whole, row.get("system"))], tools=tools(row.get("tools")))
+
+
+def document(row: Record) -> Example:
+    """A text to be continued, from {text}."""
+    return Example([[turn("assistant", text(row, "text"))]])
 
 
 def preference(row: Record) -> Example:
     """A conversation that ends with the chosen response, and one that ends with the rejected one.
 
     Responses are texts, turns, or lists of turns; so are prompts. Without a prompt, `chosen` and `rejected` are whole
-    dialogues, as lists of turns or as transcripts of HH-RLHF. {question, answer_0, answer_1, score_0, score_1} is
-    WebGPT's format, in which the answer with the higher score is chosen.
+    dialogues, as lists of turns or as transcripts of HH-RLHF.
 
     Raises:
-        BadRow: the responses are equal, one is empty, the two answer different prompts, or a comparison is a tie.
+        BadRow: the responses are equal, one is empty, the two answer different prompts, or the margin is negative.
     """
-    if "answer_0" in row:
-        scores = {name: finite(row[f"score_{name}"], f"score_{name}") for name in ("0", "1")}
-        if scores["0"] == scores["1"]:
-            raise BadRow("a tie")
-        names = sorted(scores, key=lambda name: -scores[name])
-        question = row["question"]
-        prompt = _turns(question.get("full_text") if isinstance(question, Mapping) else question, "user", "question")
-        chosen, rejected = (_append_response(prompt, row[f"answer_{name}"]) for name in names)
+    name = next((name for name in ("prompt", "conversations") if name in row), None)
+    if name:
+        prompt = _prompt(row, name)
+        chosen, rejected = (_append_response(prompt, row[side], "response") for side in ("chosen", "rejected"))
     else:
-        prompt_column = next((name for name in ("prompt", "instruction", "conversations") if name in row), None)
-        pair = [row.get(name, row.get(f"{name}_response")) for name in ("chosen", "rejected")]
-        if prompt_column:
-            prompt = _turns(row[prompt_column], "user", prompt_column)
-            chosen, rejected = (_append_response(prompt, response) for response in pair)
-        else:
-            pair = [_parse_turns(whole) for whole in pair]
-            chosen, rejected = (transcript(whole) if isinstance(whole, str) else conversation(whole) for whole in pair)
-            if chosen[:-1] != rejected[:-1]:
-                raise BadRow("chosen and rejected answer different prompts")
+        chosen, rejected = (_whole_dialogue(row[side], side, row.get("system")) for side in ("chosen", "rejected"))
+        if chosen[:-1] != rejected[:-1]:
+            raise BadRow("chosen and rejected answer different prompts")
+    return _pair(chosen, rejected, row)
+
+
+def _pair(chosen: list[Message], rejected: list[Message], row: Record) -> Example:
     if chosen == rejected:
         raise BadRow("chosen equals rejected")
-    return Example([conversation(chosen), conversation(rejected)], margin=finite(row.get("margin") or 0, "margin"))
+    margin = finite(row.get("margin") or 0, "margin")
+    if not 0 <= margin <= LARGEST_MARGIN:
+        raise BadRow(f"margin is not between 0 and {LARGEST_MARGIN:.0f} ({margin:g})")
+    return Example([up_to_an_answer(chosen), up_to_an_answer(rejected)], margin=margin, tools=tools(row.get("tools")))
+
+
+def scored_pair(row: Record) -> Example:
+    """WebGPT's {question, answer_0, answer_1, score_0, score_1}: the answer with the higher score is chosen.
+
+    Raises:
+        BadRow: as of `preference`, or it is a tie.
+    """
+    scores = {name: finite(row[f"score_{name}"], f"score_{name}") for name in ("0", "1")}
+    if scores["0"] == scores["1"]:
+        raise BadRow("a tie")
+    names = sorted(scores, key=lambda name: -scores[name])
+    question = row["question"]
+    prompt = _turns(question.get("full_text") if isinstance(question, Mapping) else question, "user", "question")
+    chosen, rejected = (_append_response(prompt, row[f"answer_{name}"], "response") for name in names)
+    return _pair(chosen, rejected, row)
+
+
+def judged_pair(row: Record) -> Example:
+    """{prompt, first, second, better}: `better` names one of the two by the ending of its column, as 1 or 2, a or b.
+
+    Raises:
+        BadRow: as of `preference`, or `better` names none of them.
+    """
+    first, second = row["sides"]
+    better = str(row["better"]).strip().lower()
+    named = [side for side in (first, second) if better == side or better.endswith(f"_{side}")]
+    if len(named) != 1:
+        raise BadRow(f"better says neither {first} nor {second} ({better[:40]})")
+    prompt = _prompt(row)
+    sides = ("first", "second") if named[0] == first else ("second", "first")
+    chosen, rejected = (_append_response(prompt, row[side], "response") for side in sides)
+    return _pair(chosen, rejected, row)
 
 
 def labelled(row: Record) -> Example:
-    """A text with its class, from {text, label}, or a harmless and a harmful text, from {harmless, harmful}.
+    """A text with its class, from {text, label}."""
+    return Example([[turn("assistant", text(row, "text"))]], [row["label"]])
+
+
+def harmful(row: Record) -> Example:
+    """A harmless and a harmful text.
 
     Raises:
         BadRow: a text is empty, or the two are equal.
     """
-    if "harmless" in row:
-        pair = [text(row, "harmless"), text(row, "harmful")]
-        if pair[0] == pair[1]:
-            raise BadRow("harmless equals harmful")
-        return Example([[_turn("assistant", content)] for content in pair], [HARMLESS, TOXIC])
-    return Example([[_turn("assistant", text(row, "text"))]], [row["label"]])
+    pair = [text(row, "harmless"), text(row, "harmful")]
+    if pair[0] == pair[1]:
+        raise BadRow("harmless equals harmful")
+    return Example([[turn("assistant", content)] for content in pair], [HARMLESS, TOXIC])
 
 
-def label(value: Any, known: Mapping[str, int | None]) -> int:
-    """The class of a label; for several columns (a list), toxic if any is above 0.
-
-    Raises:
-        BadRow: there is no label: the cell is empty, null, NaN, or -1 (as in data sets of the hub), or `known`
-            has None for it. Of several columns, one has no label, and no other is above 0.
-        AiraError: it belongs to neither class.
-    """
-    if isinstance(value, list):
-        present = [part for part in value if not _is_unlabelled(part)]
-        toxic = any(finite(part, "label") > 0 for part in present)
-        if not toxic and len(present) < len(value):
-            raise BadRow("empty label, or -1")
-        return TOXIC if toxic else HARMLESS
-    name = _normalize(value)
-    name = name if name in known else _class_name(value)
-    if name not in known:
-        if _is_unlabelled(value):
-            raise BadRow("empty label, or -1")
-        raise UnknownLabel(f"the label {short(value)} is neither toxic nor harmless. Known are {', '.join(known)}.")
-    label_class = known[name]
-    if label_class is None:
-        raise BadRow(f"data.labels leaves out {short(value)}")
-    return label_class
+def _prompt(row: Record, name: str = "prompt") -> list[Message]:
+    """The turns before an answer, with the context and the system prompt that the row has beside them."""
+    turns = _turns(row[name], "user", name)
+    if not is_blank(row.get("context")):
+        last = turns[-1]
+        turns = [*turns[:-1], last | {"content": f"{last['content']}\n\n{text(row, 'context')}"}]
+    return _with_system(turns, row.get("system"))
 
 
-MOST_LABELS = 8
-"""Labels listed in a hint."""
+def _with_system(turns: list[Message], system: Any) -> list[Message]:
+    if is_blank(system):
+        return turns
+    first = turn("system", text({"system": system}, "system"))
+    if turns[0]["role"] == "system" and turns[0] != first:
+        raise BadRow("two different system prompts")
+    return turns if turns[0] == first else [first, *turns]
 
 
-def labels_hint(
-    rows: Dataset, column: str, labels: Mapping[str, int | None] | None, names: Mapping[str, Sequence[str]]
-) -> str:
-    """How a user defines unknown labels: an override with the labels of the data.
-
-    Args:
-        column: of the labels, as of `mapped_columns`.
-        labels, names: as of `read_example`.
-    """
-    user, cells = class_names(labels), []
-    top = rows.select_columns(column if column in rows.column_names else column.split(".")[0])
-    for row in top.take(min(len(top), 100_000)):
-        with contextlib.suppress(BadRow):
-            cells.append(pick(row, column))
-    values = [_class_label(cell, names.get(column), user) for cell in cells]
-    known = LABELS | user
-    texts = dict.fromkeys(str(value).strip() for value in values if not _is_unlabelled(value))
-    unknown = [name for name in texts if _normalize(name) not in known and _class_name(name) not in known]
-    escaped = [re.sub(r"[\\()\[\]{}:=,]| (?= |$)", r"\\\g<0>", name) for name in unknown]
-    typable = [key for key, name in zip(escaped, unknown, strict=True) if len(name) <= 40 and _can_be_typed(key, name)]
-    pairs = ", ".join(f"{key}: {int(i == 0)}" for i, key in enumerate(typable[:MOST_LABELS]))
-    example = f" For example {shlex.quote(f'data.labels={{{pairs}}}')}, with the right numbers." if pairs else ""
-    more = f" {len(unknown)} labels are not known." if len(unknown) > MOST_LABELS else ""
-    if len(typable) < len(unknown):
-        more += " A label that Hydra cannot read there, such as one with a quote, is set in a file (docs/extending.md)."
-    return f"data.labels defines other labels: 1 is toxic, 0 is not, null leaves rows out.{example}{more}"
+def _with_history(prompt: list[Message], history: Any) -> list[Message]:
+    """A prompt after earlier pairs of a question and its answer, as LLaMA-Factory has them."""
+    if isinstance(history, str) and not is_blank(history):
+        try:
+            history = json.loads(history)
+        except ValueError as error:
+            raise BadRow("history is text, not a list of pairs as JSON") from error
+    if is_blank(history) or not history:
+        return prompt
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise BadRow("history is not a list of pairs")
+    said = [_turns(part, role, "history") for pair in history for part, role in zip(pair, ("user", "assistant"))]
+    start = prompt[0]["role"] == "system"
+    return [*prompt[:start], *(each for turns in said for each in turns), *prompt[start:]]
 
 
-def _can_be_typed(key: str, name: str) -> bool:
-    """Whether Hydra reads a key of a mapping as this name."""
-    try:
-        mapping = parse_override(f"data.labels={{{key}: 1}}").value()
-    except AiraError:
-        return False
-    return isinstance(mapping, dict) and [_normalize(one) for one in mapping] == [_normalize(name)]
-
-
-def _is_unlabelled(value: Any) -> bool:
-    """Whether a cell says that there is no label."""
-    return _class_name(value) in ("", "nan", "null", "none", "-1")
-
-
-def _normalize(value: Any) -> str:
-    return unicodedata.normalize("NFC", str(value).strip().casefold())
-
-
-def _class_name(value: Any) -> str:
-    """A label in the form that is compared: text without letter case; whole numbers so that 1.0 is 1, and -0 is 0."""
-    name = _normalize(value)
-    with contextlib.suppress(ValueError, OverflowError):
-        number = float(name)
-        return str(int(number)) if number == int(number) else name
-    return name
-
-
-def class_names(labels: Mapping[Any, int | None] | None) -> dict[str, int | None]:
-    """The user's class names in the form that is compared; a number also as written, so that 00 may differ from 0."""
-    labels = labels or {}
-    classes: dict[str, int | None] = {}
-    for name, cls in labels.items():
-        if classes.setdefault(_normalize(name), cls) != cls:
-            raise AiraError(f"data.labels={dict(labels)}: {name} has two classes; letter case makes no difference.")
-    return {_class_name(name): labels[name] for name in labels} | classes
-
-
-def named_classes(features: Mapping[str, Any] | None) -> dict[str, list[str]]:
-    """The columns of a data set that hold class numbers, with the data set's names of the classes."""
-    return {name: one.names for name, one in (features or {}).items() if isinstance(one, ClassLabel)}
-
-
-def _turn(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
+def _whole_dialogue(value: Any, name: str, system: Any) -> list[Message]:
+    value = parse_turns(value)
+    return _with_system(transcript(value) if isinstance(value, str) else conversation(value), system)
 
 
 def _turns(value: Any, role: str, name: str) -> list[Message]:
-    """A text as a turn of `role`, or turns as they are."""
-    value = _parse_turns(value)
+    """A text as a turn of `role`, turns as they are, or the turns of a transcript of HH-RLHF."""
+    value = parse_turns(value)
+    if isinstance(value, str) and is_transcript(value):
+        return transcript_turns(value)
+    if isinstance(value, str) and role == "assistant" and re.match(r"\n\nAssistant:", value):
+        value = value.removeprefix("\n\nAssistant:").strip()
     if value is None or isinstance(value, bool | int | float | str):
-        return [_turn(role, text({name: value}, name))]
+        return [turn(role, text({name: value}, name))]
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        raise BadRow(f"{name} is a list of texts; a path in data.columns, such as <column>.0, takes one of them")
     return messages(value if isinstance(value, list) else [value])
 
 
-def _append_response(prompt: list[Message], response: Any) -> list[Message]:
+def _append_response(prompt: list[Message], response: Any, name: str) -> list[Message]:
     """A response after its prompt; a response that is a whole dialogue already includes the prompt.
 
     Raises:
         BadRow: it includes another prompt.
     """
-    turns = _turns(response, "assistant", "response")
+    turns = _turns(response, "assistant", name)
     if turns[0]["role"] == "assistant":
         return prompt + turns
-    keys = {text_key(turn["content"]) for turn in turns}
-    if any(text_key(turn["content"]) not in keys for turn in prompt):
+    keys = {text_key(each["content"]) for each in turns}
+    if any(text_key(each["content"]) not in keys for each in prompt):
         raise BadRow("a response is a dialogue with another prompt than the row's")
     return turns
 
 
-def finite(value: Any, name: str) -> float:
-    """A number, which may be given as text, or as true or false.
+class Layout(NamedTuple):
+    """A set of columns, and what a row of them is."""
 
-    Raises:
-        BadRow: it is not a number, or not finite in 32 bits.
-    """
-    literal = str(value).strip().lower()
-    try:
-        number = float({"true": 1, "false": 0}.get(literal, literal))
-    except ValueError as error:
-        raise BadRow(f"{name} is not a number ({short(value)})") from error
-    if not abs(number) <= LARGEST:
-        raise BadRow(f"{name} is not a number ({short(value)})")
-    return number
-
-
-def reachable(column: str | list[str], available: list[str]) -> bool:
-    """Whether a mapping's column, or the column that each of its paths begins with, exists; see `pick`."""
-    names = column if isinstance(column, list) else [column]
-    return all(name in available or name.split(".")[0] in available for name in names)
-
-
-class Schema(NamedTuple):
-    """A kind of data."""
-
-    columns: tuple[tuple[str, ...], ...]  # the sets of columns that it may have
-    example: Callable[[Record], Example]
+    columns: tuple[str, ...]
+    read: Callable[[Record], Example]
     optional: tuple[str, ...] = ()  # columns that are read if they exist
 
 
+_PAIR = ("context", "system", "tools", "margin")
+
 SCHEMAS = {
-    "instruction": Schema((("prompt", "completion"), ("conversations",)), instruction),
-    "preference": Schema(
-        (
-            ("prompt", "chosen", "rejected"),
-            ("instruction", "chosen_response", "rejected_response"),
-            ("conversations", "chosen", "rejected"),
-            ("question", "answer_0", "answer_1", "score_0", "score_1"),
-            ("chosen", "rejected"),
-        ),
-        preference,
-        ("margin",),
+    "instruction": (
+        Layout(("prompt", "completion"), instruction, ("context", "system", "history", "tools")),
+        Layout(("conversations",), dialogue, ("system", "tools")),
+        Layout(("text",), document),
     ),
-    "labelled": Schema((("text", "label"), ("harmless", "harmful")), labelled),
-    "harmful": Schema((("harmless", "harmful"),), labelled),
+    "preference": (
+        Layout(("prompt", "chosen", "rejected"), preference, _PAIR),
+        Layout(("conversations", "chosen", "rejected"), preference, _PAIR[1:]),
+        Layout(("question", "answer_0", "answer_1", "score_0", "score_1"), scored_pair),
+        Layout(("prompt", "first", "second", "better"), judged_pair, _PAIR[:2]),
+        Layout(("chosen", "rejected"), preference, _PAIR[1:]),
+    ),
+    "labelled": (Layout(("text", "label"), labelled), Layout(("harmless", "harmful"), harmful)),
+    "harmful": (Layout(("harmless", "harmful"), harmful),),
 }
+"""The layouts of each kind of data; the first of those that fit is read."""
 
 
-def _fitting_mappings(kind: str, available: list[str], columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The mappings of the layouts that the columns fit; those with most of the names that the user maps first."""
-    mappings = [{name: columns.get(name, name) for name in names} for names in SCHEMAS[kind].columns]
-    fitting = [one for one in mappings if all(reachable(column, available) for column in one.values())]
-    return sorted(fitting, key=lambda one: -len(one.keys() & columns.keys()))
+def _resolve(layout: Layout, available: Sequence[str], user: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The column of each name of a layout; None if the layout does not fit."""
+    columns = {name.casefold(): name for name in reversed(available)}
+    mapping: dict[str, Any] = {}
+    if {"first", "second"} <= set(layout.columns) and not {"first", "second"} & user.keys():
+        pair = next((pair for pair in SIDES if set(pair) <= columns.keys()), None)
+        if pair is None:
+            return None
+        user = dict(zip(("first", "second"), (columns[name] for name in pair))) | dict(user)
+    for name in (*layout.columns, *layout.optional):
+        if name in user:
+            if not reachable(user[name], available):
+                if name in layout.columns:
+                    return None
+                continue
+            mapping[name] = user[name]
+            continue
+        if name == "context" and "prompt" in user:
+            continue  # the user says what the prompt is
+        taken = {str(column) for column in mapping.values()}
+        aliases = DOCUMENT if layout.read is document else ALIASES.get(name, ())
+        found = next((columns[each] for each in (name, *aliases) if each in columns), None)
+        found = name if name in available else found
+        if found is not None and found not in taken:
+            mapping[name] = found
+        elif name in layout.columns:
+            return None
+    return mapping
 
 
-def ignored_columns(kind: str, available: list[str], columns: Mapping[str, Any] | None, source: str) -> list[str]:
-    """A notice of which columns are read and which are ignored, if they fit more than one layout."""
-    fitting = _fitting_mappings(kind, available, columns or {})
-    read = [str(column) for column in fitting[0].values()] if fitting else []
-    others = [str(column) for one in fitting[1:] for column in one.values()]
-    others += ["messages"] * (kind != "labelled" and "messages" in available)
-    unread = [column for column in dict.fromkeys(others) if column not in read]
-    if not unread:
-        return []
-    return [f"{source}: read as {', '.join(read)}; ignored: {', '.join(unread)}. data.columns selects others."]
+def _fitting(kind: str, available: Sequence[str], user: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The mappings of the layouts that fit, the one to be read first.
+
+    That is the one with the most of the names that the user maps, then of those that are there as they are (but any
+    table may have a column `text`), then the first.
+    """
+    fitting = []
+    for layout in SCHEMAS[kind]:
+        mapping = _resolve(layout, available, user)
+        if mapping:
+            exact = sum(mapping[name] == name for name in layout.columns) if layout.read is not document else 0
+            fitting.append((-len(user.keys() & {*layout.columns, *layout.optional}), -exact, mapping))
+    return [mapping for *_, mapping in sorted(fitting, key=lambda each: each[:2])]
 
 
-def mapped_columns(kind: str, available: list[str], columns: dict[str, Any] | None, source: str) -> dict[str, Any]:
-    """The mapping from a kind's column names to those of the data.
+def mapped_columns(
+    kind: str,
+    available: Sequence[str],
+    columns: Mapping[str, Any] | None,
+    source: str,
+    first_row: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The mapping from the names of a layout to the columns of the data.
 
     Args:
-        columns: the user's mapping; names that are not mapped stand for themselves.
+        columns: the user's mapping; other names stand for themselves, or for a column under another usual name.
+        first_row: of the data, for a message.
 
     Raises:
-        AiraError: the kind has no such name, a mapped column does not exist, or the data has none of the sets of
-            columns that the kind needs.
+        AiraError: the kind has no such name, a mapped column does not exist, or no layout of the kind fits.
     """
-    columns = columns or {}
-    schema = SCHEMAS[kind]
-
-    known = {name for names in schema.columns for name in names} | set(schema.optional)
-    for name in columns:
+    user = columns or {}
+    known = {name for layout in SCHEMAS[kind] for name in (*layout.columns, *layout.optional)}
+    for name in user:
         if name not in known:
-            raise AiraError(f"data.columns: {kind} data has no {name}. {nearest(name, sorted(known))}")
-    if fitting := _fitting_mappings(kind, available, columns):
-        optional = {name: columns.get(name, name) for name in schema.optional}
-        return fitting[0] | {name: column for name, column in optional.items() if reachable(column, available)}
+            meant = [each for each in known if name in ALIASES.get(each, ())]
+            hint = f"It is called {meant[0]} here." if meant else nearest(name, sorted(known))
+            raise AiraError(f"data.columns: {kind} data has no {name}. {hint}")
+    fitting = _fitting(kind, available, user)
+    if fitting:
+        return fitting[0]
     printed = [name if name.isprintable() and name == name.strip() else repr(name) for name in available]
     shown = ", ".join(printed[:20]) + (f" and {len(printed) - 20} more" if len(printed) > 20 else "")
-    for name, column in columns.items():
+    for name, column in user.items():
         if not reachable(column, available):
             raise AiraError(f"data.columns: {name} is mapped to {column}, and {source} has the columns {shown}.")
-    valid = " or ".join("{" + ", ".join(names) + "}" for names in schema.columns)
+    valid = " or ".join("{" + ", ".join(layout.columns) + "}" for layout in SCHEMAS[kind])
     raise AiraError(
-        f"{source} has the columns {shown}, and {kind} data needs {valid}.{_mapping_hint(schema.columns, available)}"
+        f"{source} has the columns {shown}, and {kind} data needs {valid}."
+        + _mapping_hint(kind, available, first_row or {})
+        + _other_hint(kind, available)
     )
 
 
-def _mapping_hint(layouts: Sequence[Sequence[str]], available: Sequence[str]) -> str:
-    """A mapping of the available columns, by their common names, or in their order."""
-    by_name = [{name: _column_for(name, available) for name in names} for names in layouts]
-    suggestion = next((one for one in by_name if None not in one.values()), None)
-    if suggestion is None:
-        taken = {column for column in by_name[0].values() if column}
-        rest = iter([column for column in available if column not in taken])
-        suggestion = {name: column or next(rest, None) for name, column in by_name[0].items()}
-    pairs = [(name, column) for name, column in suggestion.items() if column != name]
-    if not all(column for _, column in pairs):
+def described(kind: str, available: Sequence[str], mapping: Mapping[str, Any]) -> str:
+    """As what the columns are read, and which are not."""
+    parts = [name if column == name else f"{name} ({_named(column)})" for name, column in mapping.items()]
+    read = {part.split(".")[0] for column in mapping.values() for part in _as_list(column)}
+    read |= {part for column in mapping.values() for part in _as_list(column)}
+    ignored = [name for name in available if name not in read]
+    layout = _layout(kind, mapping)
+    what = "documents, every token of which is scored: " if layout.read is document else ""
+    others = f"; not read: {', '.join(ignored[:12])}{' …' * (len(ignored) > 12)}" if ignored else ""
+    if layout.read in (instruction, dialogue) and "label" in ignored:
+        others += " (so answers with a bad label are trained on like those with a good one)"
+    return f"read as {what}{', '.join(parts)}{others}"
+
+
+def _named(column: Any) -> str:
+    return " + ".join(map(str, _as_list(column)))
+
+
+def _as_list(column: Any) -> list[str]:
+    return [str(part) for part in column] if isinstance(column, list) else [str(column)]
+
+
+def _layout(kind: str, mapping: Mapping[str, Any]) -> Layout:
+    return next(layout for layout in SCHEMAS[kind] if set(layout.columns) <= mapping.keys())
+
+
+def _mapping_hint(kind: str, available: Sequence[str], first_row: Mapping[str, Any]) -> str:
+    """A mapping of columns under names that may be meant; what no name tells is left open."""
+    proposals = []
+    for layout in SCHEMAS[kind]:
+        if layout.read is document:
+            continue  # its names were looked for already
+        taken: list[str] = []
+        proposal: dict[str, str | None] = {}
+        for name in layout.columns:
+            names = (name, *ALIASES.get(name, ()), *HINTS.get(name, ()))
+            column = next((one for each in names for one in available if one.casefold() == each), None)
+            column = column or next(
+                (one for each in names for one in available if each in re.findall(r"[a-z]+", one.casefold())), None
+            )
+            proposal[name] = column if column not in taken else None
+            taken += [column] if column else []
+        proposals.append((sum(column is None for column in proposal.values()) / len(proposal), proposal))
+    missing, best = min(proposals, key=lambda each: each[0])
+    if missing == 1:
         return ""
-    mapping = ", ".join(f"{name}: {_quote(str(column))}" for name, column in pairs)
-    return f" Map them, for example {shlex.quote(f'data.columns={{{mapping}}}')}."
+    pairs = []
+    for name, column in best.items():
+        path = None if column is None else _path_to_text(column, first_row.get(column))
+        if path == name:
+            continue
+        context = next((each for each in available if each.casefold() in ("context", "input")), None)
+        joined = name == "prompt" and path and context and context != path
+        shown = "?" if path is None else f"[{_quote(path)}, {_quote(str(context))}]" if joined else _quote(path)
+        pairs.append(f"{name}: {shown}")
+    mapping = f"data.columns={{{', '.join(pairs)}}}"
+    asked = ", with a column for each ?" if any(column is None for column in best.values()) else ""
+    return f" Map them, for example {shlex.quote(mapping)}{asked}."
+
+
+def _path_to_text(column: str, value: Any) -> str:
+    """A column, or the path to the first text in it, if its first cell is a list."""
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        name = next((each for each in ("text", "output", "content", "value", "answer") if each in value[0]), None)
+        return f"{column}.0.{name}" if name else column
+    return f"{column}.0" if isinstance(value, list) and value and isinstance(value[0], str) else column
+
+
+def _other_hint(kind: str, available: Sequence[str]) -> str:
+    """What may be wrong about columns that fit no layout of a kind."""
+    if any(re.fullmatch(r"-?\d+([.,]\d+)?", name) or len(name) > 60 for name in available):
+        return " If the first line of the file is data, write a line with the names of the columns above it."
+    fits = [other for other in SCHEMAS if other != kind and _fitting(other, available, {})]
+    if kind == "preference" and "instruction" in fits:
+        return " Single answers are no pairs; method=sft trains on them."
+    if kind == "instruction" and "preference" in fits:
+        return " method=dpo and method=reward train on such pairs."
+    return ""
 
 
 def _quote(column: str) -> str:
     """The name of a column, quoted if Hydra needs it in a mapping."""
-    is_identifier = re.fullmatch(r"(?!(null|true|false|nan|inf)$)[a-z]\w*", column, re.ASCII | re.IGNORECASE)
+    is_identifier = re.fullmatch(r"(?!(null|true|false|nan|inf)$)[a-z][\w.]*", column, re.ASCII | re.IGNORECASE)
     return column if is_identifier else override("", column).removeprefix("=")
-
-
-def _column_for(name: str, available: Sequence[str]) -> str | None:
-    """The available column for a name: the name itself, or a common alias of it."""
-    names = (name, *ALIASES.get(name, ()))
-    return next((column for one in names for column in available if column.casefold() == one), None)
 
 
 def read_example(
     kind: str,
     row: Record,
-    mapping: dict[str, Any],
+    mapping: Mapping[str, Any],
     labels: Mapping[str, int | None] | None = None,
     names: Mapping[str, Sequence[str]] | None = None,
 ) -> Example:
@@ -533,23 +457,35 @@ def read_example(
         BadRow: the row cannot be used.
         AiraError: its label belongs to neither class.
     """
-    values = {}
+    values: Record = {}
     for name, column in mapping.items():
         if name == "label":
             user = class_names(labels)
             parts = column if isinstance(column, list) else [column]
-            labels_of_row = [_class_label(pick(row, part), (names or {}).get(part), user) for part in parts]
+            labels_of_row = [class_label(pick(row, part), (names or {}).get(part), user) for part in parts]
             values[name] = label(labels_of_row if isinstance(column, list) else labels_of_row[0], LABELS | user)
         else:
             values[name] = pick(row, column)
-    return SCHEMAS[kind].example(values)
+    if "better" in values:
+        values["sides"] = _sides(str(mapping["first"]), str(mapping["second"]))
+    notes = [
+        f"{name} is a list as Python prints it"
+        for name in ("prompt", "completion", "chosen", "rejected", "text")
+        if isinstance(values.get(name), str) and is_printed_list(values[name])
+    ]
+    return _layout(kind, mapping).read(values)._replace(notes=notes)
 
 
-def _class_label(value: Any, names: Sequence[str] | None, user: Mapping[str, Any]) -> Any:
-    """The data set's name of a class if it has one, and the user does not define the number."""
-    if names is None or str(value) in user or type(value) is not int or not 0 <= value < len(names):
-        return value
-    return names[value]
+def _sides(first: str, second: str) -> tuple[str, str]:
+    """How two columns are told apart: by what follows the last `_` of their names, or by their place."""
+    ends = first.rpartition("_")[2].lower(), second.rpartition("_")[2].lower()
+    return ends if ends[0] != ends[1] and "_" in first and "_" in second else ("1", "2")
+
+
+def branch_keys(example: Example) -> tuple[int, int]:
+    """Two numbers: one that examples with the same branches share, in any order, and one of their first branch."""
+    keys = [hash_of(json.dumps(turns, sort_keys=True, default=str)) for turns in example.conversations]
+    return (sum(keys) + 2**63) % 2**64 - 2**63, keys[0]
 
 
 def prompt_key(example: Example) -> int:
@@ -574,33 +510,12 @@ def cell_key(value: Any) -> int:
     Raises:
         BadRow: there is no text.
     """
-    value = _parse_turns(value)
+    value = parse_turns(value)
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         role = value[-1].get("role") or value[-1].get("from")
         value = value[:-1] if role in ("assistant", "gpt") else value
-    return _turns_key([*_turns(value, "user", "prompt"), _turn("assistant", "")])
+    return _turns_key([*_turns(value, "user", "prompt"), turn("assistant", "")])
 
 
 def _turns_key(turns: list[Message]) -> int:
     return text_key(" ".join(turn["content"] for turn in turns[:-1] or turns))
-
-
-def text_key(value: str) -> int:
-    """A signed 64-bit hash of a text; letter case, spacing, Unicode forms and invisible characters do not matter.
-
-    Texts are compared in NFKC form (combined or separate accents, full width or not) without format characters
-    (zero-width spaces, soft hyphens, direction marks), variation selectors and control characters.
-    """
-    form = _UNSEEN.sub("", value).casefold()
-    if not form.isascii():  # invisible characters are removed before accents are joined to letters
-        form = "".join(char for char in value if unicodedata.category(char) != "Cf")
-        form = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _UNSEEN.sub("", form)).casefold())
-    digest = hashlib.blake2b(" ".join(form.split()).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
-
-
-_UNSEEN = re.compile(
-    "[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0"
-    "\ufff0-\ufff8\U000e0000-\U000e0fff]"
-)
-"""Zero-width characters that are not in the category of format characters, and control characters except spacing."""

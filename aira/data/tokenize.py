@@ -5,7 +5,8 @@ import json
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,37 +14,30 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Features, Sequence, Value
+from datasets import Dataset, Features, List, Value
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar
 from filelock import FileLock
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from aira.data.control import BROKEN, as_text
-from aira.data.schemas import (
-    BadRow,
-    Message,
-    UnknownLabel,
-    class_names,
-    labels_hint,
-    last_key,
-    mapped_columns,
-    named_classes,
-    prompt_key,
-    read_example,
-    reason_in,
-)
+from aira.data.labels import UnknownLabel, class_names, labels_hint, named_classes
+from aira.data.rendering import Turn, render
+from aira.data.schemas import branch_keys, last_key, mapped_columns, prompt_key, read_example
 from aira.data.tables import Parts, row_location
-from aira.data.trees import padded_length, tree_length
+from aira.data.texts import BadRow, reason_in
+from aira.data.trees import padded_length, shared_prefix, tree_length
+from aira.data.turns import Message
 from aira.environment import versions
-from aira.errors import AiraError, reason_of
+from aira.errors import AiraError
 from aira.files import no_room
 
 FEATURES = Features(
     {
-        "branches": Sequence(Sequence(Value("int32"))),
-        "scored": Sequence(Sequence(Value("bool"))),
-        "labels": Sequence(Value("int8")),  # the class of each branch of labelled texts
+        "branches": List(List(Value("int32"))),
+        "scored": List(List(Value("bool"))),
+        "row": Value("int64"),  # of the source; a long document has several examples
+        "labels": List(Value("float32")),  # of each branch of labelled texts: the probability that it is toxic
         "margin": Value("float32"),
         "prompt": Value("int64"),  # see `aira.data.schemas.prompt_key`
         "last": Value("int64"),  # see `aira.data.schemas.last_key`
@@ -52,73 +46,119 @@ FEATURES = Features(
         "targets": Value("int32"),  # scored tokens
         "cut": Value("bool"),  # whether the text was longer than max_length
         "control": Value("bool"),  # whether its text has names of control tokens
+        "notes": List(Value("string")),  # what is unusual about it
+        "content": Value("int64"),  # see `aira.data.schemas.branch_keys`
+        "first": Value("int64"),
         "problem": Value("string"),  # why the row cannot be used; empty if it can
     }
 )
 
 
-ENCODER = 6
+ENCODER = 7
 """The version of how rows become tokens and keys; a change of them increases it, or cached tables would be stale."""
-
-LONGEST = 10_000
-"""Characters that a chat template may write for each character of a conversation."""
-
-
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
-    """A conversation as text, and the character ranges of the assistant's turns, each with its end token.
-
-    A range begins where generation would begin: after the generation prompt.
-
-    Raises:
-        BadRow: the template refuses the conversation, or renders it in a way that has no such ranges.
-    """
-    try:
-        whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception as error:  # a template is third-party code
-        raise BadRow(f"the chat template refuses it: {reason_of(error)}") from error
-    if len(whole) > LONGEST * (1 + sum(len(message["content"]) for message in messages)):
-        raise BadRow(f"the chat template makes {len(whole)} characters of it")
-    ranges = []
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
-            after = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
-            if not whole.startswith(after) or not after.startswith(before):
-                raise BadRow("the chat template does not write turns one after another")
-            ranges.append((len(before), len(after)))
-    return whole, ranges
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, conversations: list[list[Message]], max_length: int, loss_on: str
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: list[list[Message]],
+    max_length: int,
+    loss_on: str,
+    tools: Sequence[dict[str, Any]] = (),
+    consecutive: str = "keep",
 ) -> dict[str, Any]:
-    """Encode the branches of one example for a language model, each completely: the generation prompt and the answer.
+    """Encode one example for a language model: each answer after the generation prompt that asks for it.
+
+    If the chat template writes turns one after another, a conversation is one branch. If it rewrites what stands before
+    an answer, each answer is a branch of its own, with the history that generation would see; the branches of a tree
+    share the tokens that they begin with in common. Answers beyond `max_length` are left out.
 
     Args:
-        conversations: one conversation per branch.
+        conversations: one conversation for each response; a single turn is a text without a prompt (`encode_document`).
         max_length: tokens of a branch; a longer branch is truncated at its end.
         loss_on: `completion` scores all turns of the assistant, `response` only its last turn, `all` every token but
             the first.
+        tools, consecutive: see `aira.data.rendering.render`.
 
     Raises:
-        BadRow: no scored token is left within `max_length`, two branches are equal after truncation, or a scored turn
+        BadRow: no scored token is left within `max_length`, two responses are equal after truncation, or an answer
             cannot be encoded as the continuation of its generation prompt.
     """
-    branches, scored, cut, control = [], [], False, False
+    branches: list[list[int]] = []
+    scored: list[list[bool]] = []
+    cut, control = False, False
+    notes: dict[str, None] = {}
     for messages in conversations:
-        reader, shown = as_text(tokenizer, messages)
+        reader, (shown, offered) = as_text(tokenizer, (messages, tools))
         control |= reader is not tokenizer
-        whole, ranges = render(reader, shown)
-        ids, turns = _ids(reader, whole, ranges[-1:] if loss_on == "response" else ranges)
-        mask = [loss_on == "all" and i > 0 for i in range(len(ids))]
-        for first, last in turns:
-            mask[first:last] = [True] * (last - first)
-        cut |= len(ids) > max_length
-        branches.append(ids[:max_length])
-        scored.append(mask[:max_length])
-        if not any(scored[-1]):
-            raise _prompt_too_long(next((i for i, flag in enumerate(mask) if flag), len(ids)), max_length)
-    return _encoded_example(branches, scored, cut, control, padded=False)
+        turns, more = render(reader, shown, offered, loss_on == "response", consecutive)
+        notes |= dict.fromkeys(more)
+        if loss_on == "response":
+            turns = [turn._replace(train=True) for turn in turns]
+        if not any(turn.train for turn in turns):
+            raise BadRow("no answer is trained on (their weight is 0)")
+        encoded = [
+            (ids[:max_length], mask[:max_length], len(ids))
+            for ids, mask in _branches(reader, turns, every_token=loss_on == "all")
+        ]
+        cut |= any(length > max_length for *_, length in encoded)
+        fitting = [(ids, mask) for ids, mask, _ in encoded if any(mask)]
+        if not fitting:
+            prompt = len(_encode_text(reader, turns[0].text[: turns[0].start])[0])
+            raise _prompt_too_long(prompt, max_length)
+        branches += [ids for ids, _ in fitting]
+        scored += [mask for _, mask in fitting]
+    if len(conversations) == len(branches) == 2:
+        _check_different(branches)
+    return _encoded_example(branches, scored, cut, control, padded=False) | {"notes": list(notes)}
+
+
+def _branches(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], every_token: bool
+) -> list[tuple[list[int], list[bool]]]:
+    """The tokens of a conversation, and which of them are scored: as one branch, or else as one for each answer.
+
+    Args:
+        every_token: score every token but the first, once; not those of an answer that is not trained on.
+    """
+    whole = turns[-1].text
+    if all(whole.startswith(turn.text) for turn in turns):
+        with suppress(_Rewritten):
+            ids, ranges = _ids(tokenizer, whole, [(turn.start, len(turn.text)) for turn in turns])
+            mask = [every_token and i > 0 for i in range(len(ids))]
+            for (first, after), turn in zip(ranges, turns, strict=True):
+                mask[first:after] = [turn.train] * (after - first)
+            return [(ids, mask)]
+    branches: list[tuple[list[int], list[bool]]] = []
+    for turn in turns:
+        if turn.train:
+            ids, ((first, after),) = _ids(tokenizer, turn.text, [(turn.start, len(turn.text))])
+            shared = max((shared_prefix(ids, earlier) for earlier, _ in branches), default=1)
+            branches.append((ids, [first <= i < after or (every_token and i >= shared) for i in range(len(ids))]))
+    return branches
+
+
+def encode_document(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[dict[str, Any]]:
+    """Encode a text to be continued, with its end token, in chunks that are examples of their own.
+
+    A chunk begins with the last token of the one before, so that every token of the text but its first is predicted
+    once. Nothing attends beyond its chunk.
+    """
+    reader, shown = as_text(tokenizer, text)
+    ids = reader(shown, verbose=False)["input_ids"]
+    if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+        ids.append(tokenizer.eos_token_id)
+    control = reader is not tokenizer
+    if len(ids) < 2:
+        raise BadRow("a text of a single token, of which none can be predicted")
+    chunks = [ids[start : start + max_length] for start in range(0, len(ids) - 1, max_length - 1)]
+    return [
+        _encoded_example([chunk], [[False, *[True] * (len(chunk) - 1)]], False, control, padded=False)
+        for chunk in chunks
+    ]
+
+
+class _Rewritten(BadRow):
+    """An earlier answer has other tokens in the whole conversation than when it was generated."""
 
 
 def _ids(
@@ -127,7 +167,7 @@ def _ids(
     """The tokens of a conversation, which begin with those of each range's generation prompt, and the ranges in tokens.
 
     Args:
-        whole, ranges: of `render`; the last range is the conversation's last turn.
+        whole, ranges: a text, and where the answers in it are; the last of them ends it.
 
     Raises:
         BadRow: no such tokens exist.
@@ -152,10 +192,7 @@ def _ids(
             raise BadRow("the tokenizer cannot write the answer as a continuation of its generation prompt")
         offsets = _encode_text(tokenizer, whole[:answer_start])[1]
     if any(ids[: len(earlier)] != earlier for earlier in prompts):
-        raise BadRow(
-            "an earlier answer has other tokens in a longer conversation than when it was generated, by this chat "
-            "template; model.template=aira has no such rows"
-        )
+        raise _Rewritten
     starts = [start for start, _ in offsets]
     ends = [*(bisect_left(starts, last) for _, last in ranges[:-1]), len(ids)]
     return ids, list(zip(map(len, prompts), ends, strict=True))
@@ -220,6 +257,7 @@ def encode_scorer(
         BadRow: a prompt leaves no room for its response, or two branches are equal after truncation.
     """
     branches, cut, control = [], False, False
+    notes: dict[str, None] = {}
     for messages in conversations:
         reader, shown = as_text(tokenizer, messages)
         control |= reader is not tokenizer
@@ -230,9 +268,10 @@ def encode_scorer(
             branch = reader(*texts, truncation=True, max_length=max_length)["input_ids"]
             reader.backend_tokenizer.no_truncation()  # or the export would have it, too
         else:
-            whole, ranges = render(reader, shown)
+            ((whole, answer_start, _),), more = render(reader, shown, last=True)
+            notes |= dict.fromkeys(more)
             ids, offsets = _encode_text(reader, whole)
-            before = sum(start < ranges[-1][0] for start, _ in offsets)
+            before = sum(start < answer_start for start, _ in offsets)
             end = tokenizer.eos_token_id
             ending = ids[::-1].index(end) + 1 if end in ids[before:] else 0
             if len(ids) > max_length and before + ending >= max_length:
@@ -241,7 +280,9 @@ def encode_scorer(
         cut |= len(ids) > max_length
         branches.append(branch)
     scored = [[False] * len(ids) for ids in branches]
-    return _encoded_example(branches, scored, cut, control, padded)
+    if len(branches) == 2:
+        _check_different(branches)
+    return _encoded_example(branches, scored, cut, control, padded) | {"notes": list(notes)}
 
 
 SETTINGS = (
@@ -272,8 +313,13 @@ def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def segment(messages: list[Message]) -> str:
     """A prompt as an encoder's first segment: a single message, or the turns of a dialogue with their roles."""
     if len(messages) == 1:
-        return messages[0]["content"]
+        return str(messages[0]["content"])
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def _check_different(branches: list[list[int]]) -> None:
+    if branches[0] == branches[1]:
+        raise BadRow("its two responses are equal within data.max_length")
 
 
 def _prompt_too_long(prompt: int, max_length: int) -> BadRow:
@@ -283,15 +329,14 @@ def _prompt_too_long(prompt: int, max_length: int) -> BadRow:
 def _encoded_example(
     branches: list[list[int]], scored: list[list[bool]], cut: bool, control: bool, padded: bool
 ) -> dict[str, Any]:
-    if len(branches) == 2 and branches[0] == branches[1]:
-        raise BadRow("its two responses are equal within data.max_length")
     length = (padded_length if padded else tree_length)(branches)
     tokens = sum(map(len, branches)) if padded else length
     sizes = {"length": length, "tokens": tokens, "targets": sum(map(sum, scored))}
-    return {"branches": branches, "scored": scored, **sizes, "cut": cut, "control": control, "problem": ""}
+    example = {"branches": branches, "scored": scored, **sizes, "cut": cut, "control": control}
+    return UNUSABLE | example | {"problem": ""}
 
 
-UNUSABLE = {
+UNUSABLE: dict[str, Any] = {
     "branches": [],
     "scored": [],
     "labels": [],
@@ -303,6 +348,9 @@ UNUSABLE = {
     "targets": 0,
     "cut": False,
     "control": False,
+    "notes": [],
+    "content": 0,
+    "first": 0,
 }
 
 
@@ -322,6 +370,7 @@ def tokenize(
     labels: Mapping[str, int | None] | None = None,
     parts: Parts = (),
     num_proc: int = 1,
+    consecutive: str = "keep",
 ) -> Dataset:
     """Tokenize rows once; the result is cached on disk under a key of everything it depends on.
 
@@ -333,29 +382,47 @@ def tokenize(
         head: `lm` encodes by `encode`, `score` by `encode_scorer`.
         padded: for an encoder.
         labels: see `aira.data.schemas.read_example`.
+        consecutive: see `aira.data.rendering.render`.
         parts: the files of `rows`, for messages; see `aira.data.tables.row_location`.
 
     Returns:
-        A memory-mapped table with the columns of `FEATURES` and one row for each row, usable or not.
+        A memory-mapped table with the columns of `FEATURES` and one row for each row, usable or not; several for a
+        document that is longer than `max_length`.
 
     Raises:
         AiraError: the columns are not those of the kind, or a label belongs to neither class.
     """
-    mapping, names = mapped_columns(kind, rows.column_names, columns, source), named_classes(rows.features)
+    first_row = rows[0] if len(rows) else None
+    mapping = mapped_columns(kind, rows.column_names, columns, source, first_row)
+    names = named_classes(rows.features)
 
-    def encode_row(row: dict[str, Any], index: int) -> dict[str, Any]:
+    def encode_row(row: dict[str, Any], index: int) -> list[dict[str, Any]]:
         try:
             example = read_example(kind, row, mapping, labels, names)
+            ((first, *others), *_) = example.conversations
             if head == "score":
-                encoded = encode_scorer(tokenizer, example.conversations, max_length, padded)
+                encoded = [encode_scorer(tokenizer, example.conversations, max_length, padded)]
+            elif first["role"] == "assistant" and not others:
+                encoded = encode_document(tokenizer, first["content"], max_length)
             else:
-                encoded = encode(tokenizer, example.conversations, max_length, loss_on)
+                encoded = [encode(tokenizer, example.conversations, max_length, loss_on, example.tools, consecutive)]
         except BadRow as problem:
-            return {**UNUSABLE, "problem": str(problem)}
+            return [{**UNUSABLE, "problem": str(problem), "row": index}]
         except AiraError as error:
             raise type(error)(f"{source}, {row_location(parts, index)}: {error}") from error
-        keys = {"prompt": prompt_key(example), "last": last_key(example)}
-        return encoded | keys | {"labels": list(example.labels), "margin": example.margin}
+        content, first_key = branch_keys(example)
+        keys = {"prompt": prompt_key(example), "last": last_key(example), "content": content, "first": first_key}
+        more = keys | {"row": index, "labels": list(example.labels), "margin": example.margin}
+        return [one | more | {"notes": [*example.notes, *one["notes"]]} for one in encoded]
+
+    def encode_batch(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        values = {name: batch[name] for name in rows.column_names}
+        encoded = [
+            one
+            for place, index in enumerate(indices)
+            for one in encode_row({name: column[place] for name, column in values.items()}, index)
+        ]
+        return {name: [one[name] for one in encoded] for name in FEATURES}
 
     identity = [
         ENCODER,
@@ -368,6 +435,7 @@ def tokenize(
         loss_on,
         head,
         padded,
+        consecutive,
         class_names(labels),
         names,
         tokenizer_hash(tokenizer),
@@ -378,8 +446,9 @@ def tokenize(
     (disable_progress_bar if len(rows) < 10_000 else enable_progress_bar)()
     tokenize_rows = partial(
         rows.map,
-        encode_row,
+        encode_batch,
         with_indices=True,
+        batched=True,
         remove_columns=rows.column_names,
         features=FEATURES,
         num_proc=num_proc if num_proc > 1 else None,
@@ -392,7 +461,7 @@ def tokenize(
         with FileLock(folder / f"{fingerprint}.lock"):
             try:
                 cached: Dataset = tokenize_rows(load_from_cache_file=True)
-                if len(cached) == len(rows):
+                if len(cached) and cached[-1]["row"] == len(rows) - 1:
                     return cached
             except (pa.ArrowInvalid, OSError) as error:
                 if no_room(error):
@@ -413,32 +482,64 @@ MOST_REASONS = 10
 
 
 def usable(encoded: Dataset, source: str, parts: Parts = ()) -> tuple[np.ndarray, list[str]]:
-    """The rows that can be trained on, and notices about the others, with their locations in `parts`.
+    """The examples that can be trained on, and notices about the others, with their locations in `parts`.
 
     Returns:
-        Indices of the usable rows, and sentences on how many were dropped, truncated or have control tokens, and why.
+        Indices of the usable examples, and sentences on how many were dropped, truncated, read otherwise than they are
+        written, or contradict each other, and why.
     """
-    problems = encoded.data.column("problem")
+    problems, rows = encoded.data.column("problem"), encoded.data.column("row").to_numpy()
+    total = int(rows[-1]) + 1 if len(rows) else 0
     bad = pc.not_equal(problems, "")
     indices = np.flatnonzero(bad.to_numpy())
     reasons = [reason_in(problem)[:200] for problem in problems.filter(bad).to_pylist()]
     notices = []
     counts = Counter(reasons).most_common()
     for reason, count in counts[:MOST_REASONS]:
-        first = indices[reasons.index(reason)]
-        notices.append(
-            f"{source}: dropped {count} of {len(problems)} rows: {reason} (first: {row_location(parts, first)})."
-        )
+        first = row_location(parts, rows[indices[reasons.index(reason)]])
+        notices.append(f"{source}: dropped {count} of {total} rows: {reason} (first: {first}).")
     if others := counts[MOST_REASONS:]:
         count = sum(count for _, count in others)
-        notices.append(f"{source}: dropped {count} of {len(problems)} rows for {len(others)} other reasons.")
+        notices.append(f"{source}: dropped {count} of {total} rows for {len(others)} other reasons.")
     cut = pc.sum(encoded.data.column("cut")).as_py()
     if cut:
-        notices.append(f"{source}: cut {cut} of {len(problems)} rows to data.max_length.")
+        notices.append(f"{source}: cut {cut} of {total} rows to data.max_length.")
+    if len(rows) > total:
+        notices.append(f"{source}: {len(rows)} chunks of at most data.max_length tokens, from {total} texts.")
     control = np.flatnonzero(encoded.data.column("control").to_numpy())
     if len(control):
         notices.append(
-            f"{source}: {len(control)} of {len(problems)} rows have names of the tokenizer's control tokens in their "
-            f"text (first: {row_location(parts, control[0])}); they are read as plain text."
+            f"{source}: {len(control)} of {total} rows have names of the tokenizer's control tokens in their "
+            f"text (first: {row_location(parts, rows[control[0]])}); they are read as plain text."
         )
-    return np.flatnonzero(~bad.to_numpy()), notices
+    notes = encoded.data.column("notes")
+    noted = np.repeat(np.arange(len(rows)), pc.list_value_length(notes).to_numpy())
+    of_note = np.array(pc.list_flatten(notes).to_pylist(), dtype=object)
+    for note, count in Counter(of_note.tolist()).most_common():
+        first = row_location(parts, rows[noted[of_note == note][0]])
+        notices.append(f"{source}: in {count} of {total} rows {note} (first: {first}).")
+    good = np.flatnonzero(~bad.to_numpy())
+    first_chunks = good[np.unique(rows[good], return_index=True)[1]]
+    return good, notices + [f"{source}: {line}" for line in _repetitions(encoded, first_chunks, rows, parts)]
+
+
+def _repetitions(encoded: Dataset, chosen: np.ndarray, rows: np.ndarray, parts: Parts) -> list[str]:
+    """How many rows occur more than once, and how many say the opposite of another."""
+    content, first = (encoded.data.column(name).to_numpy()[chosen] for name in ("content", "first"))
+    labels = encoded.data.column("labels")
+    flat = pc.list_flatten(labels).to_numpy()
+    starts = np.cumsum(pc.list_value_length(labels).to_numpy()) - 1
+    single = pc.list_value_length(labels).to_numpy()[chosen] == 1
+    label = np.where(single, flat[np.minimum(starts[chosen], len(flat) - 1)] if len(flat) else 0, 0)
+    meaning = np.stack([content, first, (label * 1e6).astype(np.int64)])
+    _, whole, count = np.unique(meaning, axis=1, return_index=True, return_counts=True)
+    lines = []
+    if (count > 1).any():
+        again = row_location(parts, rows[chosen[np.sort(whole[count > 1])[0]]])
+        lines.append(f"{(count - 1).sum()} of {len(chosen)} rows are repetitions of another (first: {again}).")
+    distinct, variants = np.unique(content[whole], return_counts=True)
+    if (variants > 1).any():
+        where = row_location(parts, rows[chosen[np.isin(content, distinct[variants > 1]).argmax()]])
+        what = "texts have more than one label" if len(flat) else "pairs occur with either response as the better one"
+        lines.append(f"{(variants > 1).sum()} {what} (first: {where}).")
+    return lines

@@ -1,15 +1,19 @@
 """Trees of tokens, and the rows they are packed into. Imports torch alone.
 
-An example is a tree: a prefix and the branches that continue it (a prompt and its chosen and rejected response; a
-question and its choices). In a packed row the prefix stands once, each branch counts its positions on from it, and
-there is no padding. Bidirectional encoders cannot share a prefix: `pad` makes the same `Row` out of whole branches.
+An example is a tree of branches: a prompt with its chosen and rejected response; a question and its choices; a
+dialogue whose template rewrites earlier turns, with a branch for each answer. In a packed row, tokens that branches
+begin with in common stand once, each branch counts its positions through, and there is no padding. Bidirectional
+encoders cannot share a prefix: `pad` makes the same `Row` out of whole branches.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+Runs = list[tuple[int, int]]
+"""Stretches of positions, each from its first to the one after its last."""
 
 
 class Tree(NamedTuple):
@@ -25,8 +29,7 @@ class Span(NamedTuple):
     start: int
     end: int
     mask: Tensor | None  # [1, 1, T, cached + T] bool, T = end - start, True where attended; None: causal (one branch)
-    prefix: int  # tokens that stand once for all branches
-    lengths: tuple[int, ...]  # of each branch, its own tokens, which follow one branch after the other
+    branches: list[Runs]  # where the tokens of each branch are, counted from the start of the span
 
 
 class Row(NamedTuple):
@@ -47,22 +50,29 @@ class Row(NamedTuple):
     reference: Tensor | None = None  # [B] log-prob of each branch by the reference model, summed over scored tokens
 
 
-def shared_prefix(branches: Sequence[Sequence[int]]) -> int:
-    """The number of tokens that all branches begin with; 0 for a single branch, which has nothing to share."""
-    if len(branches) == 1:
-        return 0
-    shortest = min(map(len, branches))
-    first = branches[0]
-    for i in range(shortest):
-        if any(branch[i] != first[i] for branch in branches[1:]):
-            return i
-    return shortest
+def shared_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """The number of tokens that two sequences begin with in common."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:  # the sequences are equal up to `low`
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _parents(branches: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
+    """For each branch the earlier one that it shares most tokens with (the first of equals), and how many."""
+    for i, branch in enumerate(branches):
+        shared = [shared_prefix(branch, earlier) for earlier in branches[:i]]
+        most = max(shared, default=0)
+        yield (shared.index(most) if shared else 0), most
 
 
 def tree_length(branches: Sequence[Sequence[int]]) -> int:
     """The number of tokens that a tree takes in a packed row."""
-    prefix = shared_prefix(branches)
-    return prefix + sum(len(branch) - prefix for branch in branches)
+    return sum(len(branch) - shared for branch, (_, shared) in zip(branches, _parents(branches), strict=True))
 
 
 def padded_length(branches: Sequence[Sequence[int]]) -> int:
@@ -70,20 +80,42 @@ def padded_length(branches: Sequence[Sequence[int]]) -> int:
     return len(branches) * max(map(len, branches))
 
 
-def tree_mask(prefix: int, lengths: Sequence[int], cached: int = 0) -> Tensor:
-    """Which token attends to which inside one tree: causal, to the prefix and its own branch only.
+def _runs(branches: Sequence[Sequence[int]], cached: int) -> tuple[list[Runs], int]:
+    """Where the tokens of each branch are in its tree, and the tree's length."""
+    layout: list[Runs] = []
+    length = 0
+    for branch, (parent, shared) in zip(branches, _parents(branches), strict=True):
+        runs, left = [], max(shared, cached) - cached
+        for start, end in layout[parent] if layout else []:
+            runs += [(start, min(end, start + left))] * (left > 0)
+            left -= end - start
+        new = len(branch) - max(shared, cached)
+        if new > 0:
+            runs.append((length, length + new))
+            length += new
+        layout.append(runs)
+    return layout, length
+
+
+def tree_mask(branches: Sequence[Runs], length: int, cached: int = 0) -> Tensor:
+    """Which token attends to which inside one tree: causal, and along its own branches only.
 
     Args:
-        prefix: number of prefix tokens.
-        lengths: number of tokens of each branch after the prefix.
-        cached: number of tokens before the prefix, which all tokens attend to.
+        branches: where the tokens of each branch are.
+        length: tokens of the tree, T.
+        cached: number of tokens before the tree, which all tokens attend to.
 
     Returns:
-        [1, 1, T, cached + T] bool with T = prefix + sum(lengths); row attends to column where True.
+        [1, 1, T, cached + T] bool; row attends to column where True.
     """
-    owner = torch.repeat_interleave(torch.arange(len(lengths) + 1), torch.tensor([prefix, *lengths]))
-    visible = (owner[:, None] == owner[None, :]) | (owner[None, :] == 0)
-    return torch.cat([visible.new_ones(len(owner), cached), visible.tril()], dim=1)[None, None]
+    edges = torch.tensor(sorted({edge for runs in branches for run in runs for edge in run} | {0, length}))
+    first, owner = edges[:-1], torch.repeat_interleave(torch.arange(len(edges) - 1), edges.diff())
+    on = torch.stack(  # [branches, stretches between two edges]
+        [sum(((first >= start) & (first < end) for start, end in runs), torch.zeros_like(first)) for runs in branches]
+    ).float()
+    together = (on.T @ on) > 0
+    visible = together[owner[:, None], owner[None, :]].tril()
+    return torch.cat([visible.new_ones(length, cached), visible], dim=1)[None, None]
 
 
 def pack(trees: Sequence[Tree], cached: int = 0, last: bool = True) -> Row:
@@ -101,25 +133,22 @@ def pack(trees: Sequence[Tree], cached: int = 0, last: bool = True) -> Row:
     start = 0
     for number, tree in enumerate(trees):
         branches = tree.branches if last else [tokens[:-1] for tokens in tree.branches]
-        shared = max(shared_prefix(branches), cached)
-        prefix, lengths = shared - cached, [len(tokens) - shared for tokens in branches]
-        ids += branches[0][cached:shared]
-        positions.append(torch.arange(cached, shared))
-        offset = start + prefix  # where the next branch's tokens after the prefix begin
-        for tokens, packed, scored, length in zip(tree.branches, branches, tree.scored, lengths, strict=True):
-            ids += packed[shared:]
-            positions.append(torch.arange(shared, shared + length))
-            place = torch.cat([torch.arange(start - cached, start + prefix), torch.arange(offset, offset + length)])
+        layout, length = _runs(branches, cached)
+        for tokens, laid_out, scored, runs in zip(tree.branches, branches, tree.scored, layout, strict=True):
+            at, to = runs[-1]
+            if to > len(ids) - start:  # tokens that no earlier branch has
+                ids += laid_out[at - to :]
+                positions.append(torch.arange(len(laid_out) - (to - at), len(laid_out)))
+            place = torch.cat([torch.arange(start + first, start + after) for first, after in runs])
             predicted = torch.tensor(scored[1:], dtype=torch.bool).nonzero()[:, 0] + 1
-            source.append(place[predicted - 1])
+            source.append(place[predicted - 1 - cached])
             target.append(torch.tensor(tokens)[predicted])
             branch.append(torch.full_like(predicted, len(end)))
             end.append(int(place[-1]))
             owner.append(number)
-            offset += length
-        mask = None if not cached and len(lengths) == 1 else tree_mask(prefix, lengths, cached)
-        spans.append(Span(start, offset, mask, prefix, tuple(lengths)))
-        start = offset
+        mask = None if not cached and len(layout) == 1 else tree_mask(layout, length, cached)
+        spans.append(Span(start, start + length, mask, layout))
+        start += length
     return Row(
         input_ids=torch.tensor([ids]),
         position_ids=torch.cat(positions)[None],

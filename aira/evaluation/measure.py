@@ -16,7 +16,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aira.config.schema import Evaluate, Suite
-from aira.data.schemas import HARMLESS, TOXIC, BadRow, Example
+from aira.data.labels import HARMLESS, TOXIC, is_toxic
+from aira.data.schemas import Example
+from aira.data.texts import BadRow
 from aira.data.tokenize import tokenizer_hash
 from aira.data.trees import Tree
 from aira.environment import versions
@@ -223,7 +225,7 @@ def _texts(
 ) -> tuple[dict[str, Any], Figures]:
     """Whether each system gives a text its class, with further figures of the classes."""
     texts = [one.conversations[0][-1]["content"] for one in examples]
-    labels = np.array([one.labels[0] for one in examples])
+    labels = np.array([TOXIC if is_toxic(one.labels[0]) else HARMLESS for one in examples])
     predicted = {name: np.where(scores[:, 0] < threshold, TOXIC, HARMLESS)}
     predicted["majority"] = np.full(len(labels), np.bincount(labels).argmax())
     predicted |= cross_fitted(

@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from aira.data.schemas import TOXIC
+from aira.data.labels import TOXIC
 
 DRAWS = 10_000
 

@@ -8,9 +8,12 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from lm_eval.tasks import TaskManager
 
+from aira.data.cells import finite
+from aira.data.labels import named_classes
 from aira.data.rows import read_rows
-from aira.data.schemas import BadRow, Example, finite, mapped_columns, named_classes, prompt_key, read_example
+from aira.data.schemas import Example, mapped_columns, prompt_key, read_example
 from aira.data.sources import read
+from aira.data.texts import BadRow
 from aira.errors import AiraError, nearest, reason_of
 from aira.files import nearest_path
 

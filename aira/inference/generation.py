@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from aira.data.control import as_text
-from aira.data.schemas import Message
+from aira.data.turns import Message
 from aira.errors import AiraError, reason_of
 from aira.models.families import context_length
 from aira.models.forward import unwrap

@@ -9,9 +9,9 @@ import torch
 from pytorch_lightning.utilities import move_data_to_device
 
 from aira.data.plan import fill_rows
-from aira.data.schemas import Message
 from aira.data.tokenize import encode_scorer, separator_id
 from aira.data.trees import Tree, pack, pad, padded_length, tree_length
+from aira.data.turns import Message
 from aira.errors import AiraError
 from aira.models.families import context_length, family_of, score_label
 from aira.models.forward import scores

@@ -18,7 +18,7 @@ from torchmetrics.functional.classification import (
 from transformers import PreTrainedTokenizerBase
 
 from aira.config.schema import Optimizer, Schedule
-from aira.data.schemas import HARMLESS, TOXIC
+from aira.data.labels import HARMLESS, TOXIC
 from aira.data.trees import Row
 from aira.methods.base import Sums
 from aira.methods.preference import bradley_terry
@@ -62,12 +62,14 @@ class Toxicity(Scorer):
         """Compute the class weights."""
         weights = self.class_weights
         if weights == "balanced" and self.objective == "classification":
-            labels = torch.from_numpy(self.trainer.datamodule.train.labels)  # type: ignore[attr-defined]
-            weights = (labels.numel() / (2 * torch.bincount(labels.flatten(), minlength=2))).tolist()
+            labels = torch.from_numpy(self.trainer.datamodule.train.labels).flatten()  # type: ignore[attr-defined]
+            weights = (labels.numel() / (2 * torch.bincount(classes_of(labels), minlength=2))).tolist()
         self.weights = torch.tensor(weights or [1.0, 1.0])
 
     def loss_of(self, scores: Tensor, row: Row) -> tuple[Tensor, Sums]:
         """Binary cross-entropy, averaged over an example's texts, or the loss of pairs.
+
+        A label may be a probability, which is the target then; a text's class is the more probable one.
 
         `accuracy_at_0` classifies a text as toxic if its score is below 0; `accuracy` of a validation uses the chosen
         threshold.
@@ -76,15 +78,16 @@ class Toxicity(Scorer):
             return bradley_terry(scores[:, 0] - scores[:, 1]).sum(), _pair_sums(scores)
         assert row.labels is not None
         labels = row.labels.reshape(scores.shape)
-        harmless = (labels == HARMLESS).to(scores.dtype)
-        weights = self.weights.to(scores.device)[labels.long()]
-        losses = binary_cross_entropy_with_logits(scores, harmless, weights, reduction="none").mean(1)
-        accuracy = ((scores.detach() > 0) == (labels == HARMLESS)).float().mean(1)
+        classes = classes_of(labels)
+        weights = self.weights.to(scores.device)[classes]
+        losses = binary_cross_entropy_with_logits(scores, 1 - labels.to(scores.dtype), weights, reduction="none")
+        losses = losses.mean(1)
+        accuracy = ((scores.detach() > 0) == (classes == HARMLESS)).float().mean(1)
         return losses.sum(), {"accuracy_at_0": accuracy.sum()}
 
     def score_metrics(self, scores: Tensor, labels: Tensor) -> dict[str, float]:
         """Choose the threshold, and compute the metrics of the classes with it."""
-        labels, scores = labels.flatten(), scores.flatten()
+        labels, scores = classes_of(labels.flatten()), scores.flatten()
         classes = {"toxic" if label == TOXIC else "harmless" for label in labels.tolist()}
         # with texts of one class, any threshold below or above all of them would be the best
         threshold = best_threshold(scores, labels, self.threshold_by) if len(classes) == 2 else 0.0
@@ -101,6 +104,11 @@ class Toxicity(Scorer):
     def before_export(self, model: nn.Module) -> None:
         """Add the threshold to the model's configuration."""
         unwrap(model).config.threshold = self.threshold.item()
+
+
+def classes_of(labels: Tensor) -> Tensor:
+    """The more probable class of each label, which may be a probability; see `aira.data.labels.is_toxic`."""
+    return (labels >= 0.5).long()
 
 
 def _pair_sums(scores: Tensor) -> Sums:

@@ -65,12 +65,9 @@ def packs(model: nn.Module) -> bool:
 def _separately(backbone: nn.Module, row: Row, before: list[int]) -> Tensor:
     """[T, hidden size] of a packed row's tokens, from a padded sequence for each branch, with its prefix."""
     assert row.spans is not None
-    branches: list[list[int]] = []  # places in the row
-    for span in row.spans:
-        own = span.start + span.prefix
-        for length in span.lengths:
-            branches.append([*range(span.start, span.start + span.prefix), *range(own, own + length)])
-            own += length
+    branches = [  # places in the row
+        [span.start + place for run in runs for place in range(*run)] for span in row.spans for runs in span.branches
+    ]
     device, count = row.input_ids.device, len(before)
     width = count + max(map(len, branches))
     ids = row.input_ids.new_zeros(len(branches), width)

@@ -130,8 +130,8 @@ def probe(config: PretrainedConfig, architecture: str, head: str, attention: str
     Raises:
         AiraError: a model of this configuration gives other scores to padded texts, so that it cannot be used.
     """
-    told = [architecture, head, attention, config.to_json_string(), versions("torch", "transformers", "peft")]
-    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    tried = [architecture, head, attention, config.to_json_string(), TREES, versions("torch", "transformers", "peft")]
+    key = hashlib.sha256(json.dumps(tried).encode()).hexdigest()[:32]
     file = Path(os.environ.get("AIRA_CACHE", "~/.cache/aira")).expanduser() / "probes" / f"{key}.json"
     kept = read_json(file, list)
     if kept is None:
@@ -168,7 +168,7 @@ def _tree(prefix: list[int], *branches: list[int]) -> Tree:
 TREES = [
     _tree(_tokens(11, 0), _tokens(6, 1), _tokens(9, 2)),
     _tree([], _tokens(14, 3)),
-    _tree(_tokens(3, 4), _tokens(2, 5), _tokens(4, 6), _tokens(3, 7)),
+    _tree(_tokens(3, 4), _tokens(2, 5), _tokens(14, 6), _tokens(14, 6)[:10] + _tokens(3, 7)),  # forks twice
 ]
 
 

@@ -8,8 +8,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import assume, given, settings
 
-from aira.data.schemas import SCHEMAS, BadRow, mapped_columns, read_example
+from aira.data.schemas import SCHEMAS, mapped_columns, read_example
 from aira.data.sources import read
+from aira.data.texts import BadRow
 from aira.data.tokenize import encode, tokenizer_hash
 from aira.errors import AiraError
 from aira.inference.generation import prompt_ids
@@ -39,23 +40,26 @@ VALUES = st.recursive(
     ),
     max_leaves=8,
 )
-FORMS = [(kind, names) for kind, schema in SCHEMAS.items() for names in schema.columns]
+FORMS = [(kind, layout) for kind, layouts in SCHEMAS.items() for layout in layouts]
 
 
 @settings(max_examples=1500, deadline=None)
 @given(st.data(), st.sampled_from(FORMS))
 def test_a_row_of_any_shape(data, form):
     """Catches a traceback, and an example whose turns are no text or have no role."""
-    kind, names = form
-    row = {name: data.draw(VALUES, label=name) for name in (*names, *SCHEMAS[kind].optional)}
+    kind, layout = form
+    row = {name: data.draw(VALUES, label=name) for name in (*layout.columns, *layout.optional)}
+    columns = {name: name for name in ("first", "second") if name in row}
     try:
-        example = read_example(kind, row, mapped_columns(kind, list(row), None, "rows"))
+        example = read_example(kind, row, mapped_columns(kind, list(row), columns, "rows"))
     except (BadRow, AiraError):
         return
     for turns in example.conversations:
-        assert all(isinstance(turn["content"], str) and turn["content"].strip() for turn in turns)
-        assert {turn["role"] for turn in turns} <= {"user", "assistant", "system"} and turns[-1]["role"] == "assistant"
-    assert set(example.labels) <= {0, 1} and abs(example.margin) < float("inf")
+        assert all(isinstance(turn["content"], str) for turn in turns)
+        assert all(turn["content"].strip() or turn["tool_calls"] for turn in turns)
+        assert {turn["role"] for turn in turns} <= {"user", "assistant", "system", "tool"}
+        assert turns[-1]["role"] == "assistant"
+    assert all(0 <= label <= 1 for label in example.labels) and abs(example.margin) < float("inf")
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40) | st.sampled_from(

@@ -5,13 +5,14 @@ import unicodedata
 from functools import cache
 from itertools import product
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from aira.data.module import DataModule
-from aira.data.schemas import BadRow
+from aira.data.texts import BadRow
 from aira.data.tokenize import encode, encode_scorer, tokenize, usable
 from aira.inference.generation import prompt_ids
 
@@ -216,16 +217,25 @@ def test_training_goes_on_from_the_prompt_of_generation(name, template):
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_every_scored_turn_goes_on_from_its_prompt_or_the_row_is_dropped(name, template):
-    """Catches an earlier turn that is trained on from a prompt that generation does not make."""
+def test_every_scored_turn_goes_on_from_its_prompt(name, template):
+    """Catches an earlier turn that is trained on from a prompt that generation does not make, or twice."""
     tokenizer = made(name, template)
     for last, loss_on in product(ANSWERS, ("completion", "all", "response")):
         messages = talk("Who are you?", "Hello, you.", "Você é? ", last)
         first, second = (prompt_ids(tokenizer, messages[:i]) for i in (1, 3))
         encoded = attempt(tokenizer, messages, loss_on)
         if isinstance(encoded, str):
-            apart = "an earlier answer has other tokens" in encoded
-            assert loss_on != "response" and second[: len(first)] != first if apart else name == "wordpiece"
+            assert name == "wordpiece"
+            continue
+        if len(encoded["branches"]) == 2:  # the first answer has other tokens in the whole conversation
+            assert loss_on != "response"
+            for ids, mask, prompt in zip(encoded["branches"], encoded["scored"], (first, second), strict=True):
+                assert ids[: len(prompt)] == prompt and all(mask[len(prompt) :])
+                assert any(mask[: len(prompt)]) == (loss_on == "all")
+            branches = [tuple(ids) for ids in encoded["branches"]]
+            nodes = {ids[:i] for ids in branches for i in range(2, len(ids) + 1)}
+            scored = [ids[: i + 1] for ids, mask in zip(branches, encoded["scored"]) for i in np.flatnonzero(mask)]
+            assert len(scored) == len(set(scored)) and (loss_on != "all" or set(scored) == nodes)
             continue
         (ids,), (mask,) = encoded["branches"], encoded["scored"]
         assert ids[: len(second)] == second and all(mask[len(second) :])
@@ -236,17 +246,18 @@ def test_every_scored_turn_goes_on_from_its_prompt_or_the_row_is_dropped(name, t
             assert any(mask[: len(first)]) == (loss_on == "all")
 
 
-def test_dropped_turns_are_counted(tmp_path):
-    """Catches conversations that are left out without a word, and a word that names no way on."""
+def test_turns_that_are_rewritten_are_kept(tmp_path):
+    """Catches conversations that are left out since an earlier answer has other tokens in the whole."""
     spaced = made("gpt2", "space")
     rows = Dataset.from_list([{"conversations": talk("Hi", "Hello.", "Who?", last)} for last in ("Me.", "You.")])
     arguments = {"kind": "instruction", "source": "rows", "key": "k", "columns": None, "max_length": 64}
-    for loss_on, left in (("completion", []), ("response", [0, 1])):
+    for loss_on, branches in (("completion", 2), ("response", 1)):
         table = tokenize(rows, spaced, loss_on=loss_on, cache_dir=str(tmp_path), **arguments)
         index, said = usable(table, "rows")
-        assert index.tolist() == left
-        assert left or (
-            said[0].startswith("rows: dropped 2 of 2 rows: an earlier") and "model.template=aira" in said[0]
+        assert index.tolist() == [0, 1] and not said
+        assert [len(one) for one in table["branches"]] == [branches] * 2
+        assert all(length < sum(map(len, one)) for length, one in zip(table["length"], table["branches"])) or (
+            branches == 1
         )
 
 

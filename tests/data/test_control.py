@@ -10,7 +10,7 @@ from tokenizers import AddedToken, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from aira.data.control import as_text
-from aira.data.schemas import BadRow
+from aira.data.texts import BadRow
 from aira.data.tokenize import encode, encode_scorer, tokenize, usable
 from aira.inference.generation import prompt_ids
 from aira.models.loading import load_tokenizer

@@ -11,21 +11,11 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from aira.config.compose import compose_config
 from aira.config.record import to_dict
+from aira.data.labels import LABELS, class_names, label
 from aira.data.module import DataModule
-from aira.data.schemas import (
-    LABELS,
-    BadRow,
-    Example,
-    class_names,
-    label,
-    labelled,
-    mapped_columns,
-    preference,
-    prompt_key,
-    read_example,
-    text_key,
-    transcript,
-)
+from aira.data.schemas import Example, harmful, mapped_columns, prompt_key, read_example
+from aira.data.texts import BadRow, text_key
+from aira.data.turns import transcript
 from aira.errors import AiraError
 from aira.models.loading import load_tokenizer
 from tests.data.conftest import HUB, TINY
@@ -194,7 +184,7 @@ def test_forms_of_pairs(form):
     """Catches a form that gives another pair than the others."""
     row = FORMS[form]
     mapping = mapped_columns("preference", list(row), None, "rows")
-    assert read_example("preference", row, mapping) == Example([turns("q", "a"), turns("q", "b")])
+    assert read_example("preference", row, mapping) == Example([turns("q", "a"), turns("q", "b")], notes=[], tools=[])
 
 
 @pytest.mark.parametrize(
@@ -220,7 +210,7 @@ def test_forms_of_pairs(form):
 def test_unusable_pairs(row, reason):
     """Catches a pair that says nothing about preferences and is trained on."""
     with pytest.raises(BadRow, match=reason):
-        preference(row)
+        read_example("preference", row, mapped_columns("preference", list(row), None, "rows"))
 
 
 def test_margin_is_optional(write, load):
@@ -244,7 +234,8 @@ def test_labels():
         assert label(value, LABELS) == 1, value
     for value in (0, 0.0, "0", False, "false", "non-hateful", "harmless", [0, 0], ["0", False]):
         assert label(value, LABELS) == 0, value
-    for value in (2, "spam", 0.5, -2):
+    assert label(0.5, LABELS) == 0.5
+    for value in (2, "spam", 1.5, -2):
         with pytest.raises(AiraError, match="neither toxic nor harmless"):
             label(value, LABELS)
     for value in UNLABELLED:
@@ -255,19 +246,19 @@ def test_labels():
         assert label(cell, LABELS | class_names(given)) == 0, (given, cell)
     with pytest.raises(BadRow, match="leaves out 'Unsure'"):
         label("Unsure", {**LABELS, "unsure": None})
-    assert labelled({"harmless": "a", "harmful": "b"}).labels == [0, 1]
+    assert harmful({"harmless": "a", "harmful": "b"}).labels == [0, 1]
 
 
 HINTS = {
-    "numbers": ([0, 1, 2, 3], "{2: 1, 3: 0}"),
-    "words": (["offensive", "neutral", "Hate"], "{offensive: 1, neutral: 0, Hate: 0}"),
-    "a fraction": ([0, 0.5, 1], "{0.5: 1}"),
-    "not there": (["NA", "spam", None, ""], "{NA: 1, spam: 0}"),
+    "numbers": ([0, 1, 2, 3], "{2: ?, 3: ?}"),
+    "words": (["offensive", "neutral", "Hate"], "{offensive: 1, neutral: 0, Hate: 1}"),
+    "turned round": (["safe", "unsafe", "NOT", "OFF"], "{safe: 0, unsafe: 1, NOT: 0, OFF: 1}"),
+    "not there": (["NA", "spam", None, ""], "{NA: ?, spam: ?}"),
     "words with spaces and signs": (["not hate", "a: b", "x,y", "c=d", "(e)", "[f]", "-g", "a/b"], None),
-    "a path": (["a.b", "c-d", "e_f"], "{a.b: 1, c-d: 0, e_f: 0}"),
-    "two that cannot be typed": (["isn't", "t\u00f3xico", "ham", "spam"], "{ham: 1, spam: 0}"),
+    "a path": (["a.b", "c-d", "e_f"], "{a.b: ?, c-d: ?, e_f: ?}"),
+    "two that cannot be typed": (["isn't", "t\u00f3xico", "ham", "spam"], "{ham: 0, spam: ?}"),
     "none that can be typed": (["isn't", 'so "called"'], ""),
-    "a book": (["x " * 9000, "ham", "spam"], "{ham: 1, spam: 0}"),
+    "a book": (["x " * 9000, "ham", "spam"], "{ham: 0, spam: ?}"),
     "many": ([f"class-{i}" for i in range(20)], None),
 }
 
@@ -284,8 +275,12 @@ def test_a_hint_on_labels_can_be_typed(write, load, found, hint):
     if hint == "":
         assert "docs/extending.md" in said and "For example" not in said
         return
-    typed = shlex.split(said.partition(" For example ")[2].partition(", with the right numbers")[0])[0]
+    typed = shlex.split(said.partition(" For example ")[2].partition(", with 1, 0 or null")[0].removesuffix("."))[0]
     assert hint is None or typed == f"data.labels={hint}"
+    if "?" in typed:
+        with pytest.raises(AiraError, match="labels"):  # what nobody has decided is not taken
+            load(*data, typed)
+        typed = typed.replace("?", "1", 1).replace("?", "0")
     cannot = [one for one in found if one in ("isn't", "t\u00f3xico", "x " * 9000)]
     if len(found) == 20 or cannot:  # the next ones are named then
         with pytest.raises(AiraError, match="neither toxic nor harmless"):
@@ -350,7 +345,7 @@ def test_names_of_classes(tmp_path, load, names, labels, expected):
     found = {example.conversations[0][0]["content"]: example.labels[0] for example in every(made)}
     assert found == {f"t{i}": expected[cell] for i, cell in enumerate(cells) if cell < 2}
     (told,) = (line for line in made.notices if ", training: " in line)
-    counts = np.bincount(made.train.labels.flatten())
+    counts = np.bincount(made.train.labels.flatten().astype(int))
     for i in (0, 1):
         meaning = f"label {i} ({names[i]}) is {('harmless', 'toxic')[expected[i]]} in {counts[expected[i]]} rows"
         assert meaning in told
@@ -495,7 +490,7 @@ def test_excluded_without_an_answer(write, load):
         {"conversations": json.dumps(turns("Q2\u200b"))},
         {"conversations": turns("q3", "b", "more", "c")},
         {"conversations": turns("q4", " ")},
-        {"conversations": [{"role": "tool", "content": "q5"}]},
+        {"conversations": [{"role": "narrator", "content": "q5"}]},
         {"conversations": []},
     ]
     made = load(f"data.path={path}", exclude=[write("t.jsonl", asked)])

@@ -6,7 +6,10 @@ import json
 
 import pytest
 
-from aira.data.schemas import BadRow, conversation, label, preference
+from aira.data.labels import label
+from aira.data.schemas import preference, scored_pair
+from aira.data.texts import BadRow
+from aira.data.turns import conversation
 from aira.errors import AiraError
 from tests.data.conftest import conversations
 from tests.data.files import TURNS, lines
@@ -47,7 +50,7 @@ def test_turns_in_a_cell(write, module):
     for name, content in {"a.csv": stream.getvalue(), "a.jsonl": lines(*rows)}.items():
         assert sorted(map(len, conversations(module(write(name, content))))) == [2, 3]
     twice = '[{"role": "user", "content": "a", "content": "b"}, {"role": "assistant", "content": "c"}]'
-    for wrong in ("hello", twice, "[{'role': 'user', 'content': 'a'}]", '["a"]', "[]"):
+    for wrong in ("hello", twice, '["a"]', "[]"):
         with pytest.raises(BadRow, match="text, not a list of turns as JSON"):
             conversation(wrong)
     for half in ("\\ud800", "\\udfff\\ud83d", "a\\ude00"):  # as an escape, which is an ASCII text to CSV and JSON
@@ -71,18 +74,20 @@ def test_numbers_as_text():
     for value in ("", "  ", None, float("nan"), "nan", "NULL", "None", "-1.00", ["0.0", "0", ""]):
         with pytest.raises(BadRow, match="empty label"):
             label(value, known)
-    for value in ("NA", "0.5", "2", "one", 0.9999999, 1 - 1e-12, "inf", "1e-9"):
+    for value in ("0.25", 0.9999999, "1e-9"):  # a probability
+        assert label(value, known) == float(value)
+    for value in ("NA", "2", "one", 1.5, -0.5, "inf"):
         with pytest.raises(AiraError, match="neither toxic nor harmless"):
             label(value, known)
     row = {"question": "q", "answer_0": "a", "answer_1": "b"}
     for scores, first in {("10", "9"): "a", ("-1", "-2"): "a", ("0.5", "1"): "b", ("1e1", "5"): "a"}.items():
-        pair = preference({**row, "score_0": scores[0], "score_1": scores[1]})
+        pair = scored_pair({**row, "score_0": scores[0], "score_1": scores[1]})
         assert pair.conversations[0][-1]["content"] == first
     with pytest.raises(BadRow, match="a tie"):
-        preference({**row, "score_0": "1", "score_1": "1.0"})
+        scored_pair({**row, "score_0": "1", "score_1": "1.0"})
     for wrong in ("", "nan", "inf", None, "many"):
         with pytest.raises(BadRow, match="score_1 is not a number"):
-            preference({**row, "score_0": "1", "score_1": wrong})
+            scored_pair({**row, "score_0": "1", "score_1": wrong})
     pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
     assert preference({**pair, "margin": "0.5"}).margin == 0.5
     for wrong in (1e39, "-1e39", "9" * 400, int("9" * 400), [1], {"a": 1}):  # no number, or none of 32 bits

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-from pathlib import Path
 
 import pytest
 from datasets import load_dataset
@@ -15,8 +14,11 @@ from datasets import load_dataset
 from aira.config.compose import compose_config
 from aira.config.record import to_dict
 from aira.data import sources
-from aira.data.schemas import BadRow, conversation, ignored_columns, mapped_columns, pick
+from aira.data.cells import pick
+from aira.data.schemas import described, mapped_columns
 from aira.data.sources import read
+from aira.data.texts import BadRow
+from aira.data.turns import conversation
 from aira.errors import AiraError
 from tests.data.conftest import HUB, conversations
 
@@ -162,25 +164,30 @@ def test_missing_split(module):
 
 def test_wrong_columns(write, module):
     """Catches a message that does not say which columns there are and which are needed."""
-    path = write("a.jsonl", [{"question": "a", "answer": "b"}] * 3)
+    path = write("a.jsonl", [{"question": "a", "said": "b"}] * 3)
     with pytest.raises(AiraError) as caught:
         module(path)
-    assert "question, answer" in str(caught.value)
+    assert "question, said" in str(caught.value)
     assert "{prompt, completion} or {conversations}" in str(caught.value) and "data.columns=" in str(caught.value)
-    with pytest.raises(AiraError, match=r"completion is mapped to answr, .* has the columns question, answer"):
-        module(path, columns={"prompt": "question", "completion": "answr"})
+    with pytest.raises(AiraError, match=r"completion is mapped to sayd, .* has the columns question, said"):
+        module(path, columns={"prompt": "question", "completion": "sayd"})
     with pytest.raises(AiraError, match=r"instruction data has no promt\. Did you mean 'prompt'"):
-        module(path, columns={"promt": "question", "completion": "answer"})
+        module(path, columns={"promt": "question", "completion": "said"})
+    with pytest.raises(AiraError, match=r"instruction data has no question\. It is called prompt here"):
+        module(path, columns={"question": "question", "completion": "said"})
 
 
 @pytest.mark.parametrize(
     "row, typed",
     [
-        ({"question": "a", "answer": "b"}, "{prompt: question, completion: answer}"),
-        ({"Output": "b", "Input": "a"}, "{prompt: Input, completion: Output}"),
-        ({"id": 3, "messages": [{"role": "user", "content": "a"}] * 2}, "{conversations: messages}"),
-        ({"foo bar": "a", "it's": "b"}, None),
-        ({"said": "a", "completion": "b"}, "{prompt: said}"),
+        ({"question": "a", "solution": "b"}, "{prompt: question, completion: solution}"),
+        ({"Problem": "b", "Best Answer": "a"}, "{prompt: Problem, completion: 'Best Answer'}"),
+        ({"question": "a", "answers": [{"text": "b"}]}, "{prompt: question, completion: answers.0.text}"),
+        ({"instruction": "a", "input": "c", "target": "b"}, "{prompt: [instruction, input], completion: target}"),
+        ({"question": "a", "answers": ["b"], "context": "c"}, "{prompt: [question, context], completion: answers.0}"),
+        ({"said": "a", "completion": "b"}, "{prompt: ?}"),
+        ({"instruction": "a", "input": "c", "it's": "b"}, "{prompt: [instruction, input], completion: ?}"),
+        ({"foo bar": "a", "it's": "b"}, ""),
         ({"only": "a"}, ""),
     ],
 )
@@ -194,56 +201,104 @@ def test_a_hint_on_columns_can_be_typed(write, module, row, typed):
     if typed == "":
         assert "Map them" not in said
         return
-    (override,) = shlex.split(said.partition("Map them, for example ")[2].removesuffix("."))
-    assert typed is None or override == f"data.columns={typed}"
-    columns = to_dict(compose_config("train", [override]))["data"]["columns"]
-    assert set(columns.values()) <= set(row)
+    (override,) = shlex.split(said.partition("Map them, for example ")[2].partition(", with a")[0].removesuffix("."))
+    assert override == f"data.columns={typed}"
+    if "?" not in typed:
+        columns = to_dict(compose_config("train", [override]))["data"]["columns"]
+        assert conversations(module(path, columns=columns))
 
 
 LAYOUTS = [
+    ("instruction", "prompt completion conversations", "prompt, completion; not read: conversations"),
+    ("instruction", "conversations id", "conversations; not read: id"),
+    ("instruction", "id messages", "conversations (messages); not read: id"),
+    ("instruction", "messages tools", "conversations (messages), tools"),
+    ("instruction", "instruction input output", "prompt (instruction), completion (output), context (input)"),
+    ("instruction", "Output Input", "prompt (Input), completion (Output)"),
+    ("instruction", "system instruction input output history text", None),
+    ("instruction", "question answer", "prompt (question), completion (answer)"),
+    ("instruction", "query response", "prompt (query), completion (response)"),
     (
         "instruction",
-        ["prompt", "completion", "conversations"],
-        None,
-        ["prompt, completion; ignored: conversations."],
+        "system_prompt question response",
+        "prompt (question), completion (response), system (system_prompt)",
     ),
-    ("instruction", ["prompt", "completion", "messages"], None, ["prompt, completion; ignored: messages."]),
-    ("instruction", ["prompt", "conversations"], None, []),
-    ("instruction", ["prompt", "completion", "id"], None, []),
     (
         "instruction",
-        ["prompt", "completion", "messages"],
-        {"conversations": "messages"},
-        ["messages; ignored: prompt, completion."],
+        "instruction context response category",
+        "prompt (instruction), completion (response), context; not read: category",
     ),
-    ("preference", ["prompt", "chosen", "rejected"], None, []),
+    ("instruction", "conversations question answer", "conversations; not read: question, answer"),
+    ("instruction", "text meta", "documents, every token of which is scored: text; not read: meta"),
+    ("preference", "prompt chosen rejected", "prompt, chosen, rejected"),
+    ("preference", "question chosen rejected", "prompt (question), chosen, rejected"),
     (
         "preference",
-        ["prompt", "chosen", "rejected", "conversations"],
-        None,
-        ["prompt, chosen, rejected; ignored: conversations."],
+        "instruction input chosen rejected",
+        "prompt (instruction), chosen, rejected, context (input)",
     ),
-    ("labelled", ["text", "label", "harmless", "harmful"], None, ["text, label; ignored: harmless, harmful."]),
-    ("labelled", ["text", "label", "messages"], None, []),
+    (
+        "preference",
+        "instruction chosen_response rejected_response",
+        "prompt (instruction), chosen (chosen_response), rejected (rejected_response)",
+    ),
+    ("preference", "system prompt chosen rejected margin", "prompt, chosen, rejected, system, margin"),
+    ("preference", "conversations chosen rejected", "conversations, chosen, rejected"),
+    ("preference", "messages chosen rejected", "conversations (messages), chosen, rejected"),
+    (
+        "preference",
+        "input output_1 output_2 label subset",
+        "prompt (input), first (output_1), second (output_2), better (label); not read: subset",
+    ),
+    (
+        "preference",
+        "prompt response_a response_b winner",
+        "prompt, first (response_a), second (response_b), better (winner)",
+    ),
+    ("labelled", "comment toxic", "text (comment), label (toxic)"),
+    ("labelled", "text label harmless harmful", "text, label; not read: harmless, harmful"),
+    ("labelled", "id tweet is_offensive", "text (tweet), label (is_offensive); not read: id"),
 ]
 
 
-@pytest.mark.parametrize("kind, available, columns, said", LAYOUTS)
-def test_columns_of_two_layouts(kind, available, columns, said):
-    """Catches columns that are read in place of others without a word, or of those that the user maps."""
-    notices = ignored_columns(kind, available, columns, "rows.jsonl")
-    assert notices == [f"rows.jsonl: read as {one} data.columns selects others." for one in said]
-    mapping = mapped_columns(kind, available, columns, "rows.jsonl")
-    assert not said or said[0].startswith(", ".join(mapping.values()))
+@pytest.mark.parametrize("kind, available, read_as", LAYOUTS)
+def test_layouts_are_recognized(kind, available, read_as):
+    """Catches a column that changes what a row means and is passed over, and one that is read in place of another."""
+    available = available.split()
+    mapping = mapped_columns(kind, available, None, "rows.jsonl")
+    if read_as is None:
+        assert set(mapping) == {"prompt", "completion", "context", "system", "history"}
+        return
+    assert described(kind, available, mapping) == f"read as {read_as}"
 
 
-def test_ignored_columns_are_reported_once(write, module):
-    """Catches a line for each split, or none."""
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    rows = [{"prompt": f"q{i}", "completion": "b", "conversations": talk} for i in range(4)]
-    write("train.jsonl", rows)
-    folder = Path(write("validation.jsonl", rows)).parent
-    assert sum("ignored: conversations" in line for line in module(folder).notices) == 1
+NOT_RECOGNIZED = [
+    ("labelled", "text class"),  # its numbers may mean anything
+    ("labelled", "tweet subtask_a"),
+    ("instruction", "goal target"),
+    ("instruction", "prompt"),
+    ("preference", "prompt completion label"),
+    ("preference", "prompt response_a response_b"),
+    ("preference", "prompt response_0 response_b winner"),
+]
+
+
+@pytest.mark.parametrize("kind, available", NOT_RECOGNIZED)
+def test_what_may_mean_something_else_is_asked(kind, available):
+    """Catches a column that is taken for another by a name that does not say it."""
+    with pytest.raises(AiraError, match=f"{kind} data needs"):
+        mapped_columns(kind, available.split(), None, "rows.jsonl")
+
+
+def test_the_user_chooses_between_layouts(write, module):
+    """Catches a mapping that loses against columns that fit, too; and a context that joins a prompt of the user's."""
+    talk = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    rows = [{"prompt": f"q{i}", "input": "z", "completion": "b", "messages": talk} for i in range(4)]
+    path = write("a.jsonl", rows)
+    assert {talk[0]["content"] for talk in conversations(module(path))} == {f"q{i}\n\nz" for i in range(4)}
+    made = module(path, columns={"prompt": "prompt"})
+    assert {talk[0]["content"] for talk in conversations(made)} == {f"q{i}" for i in range(4)}
+    assert {talk[0]["content"] for talk in conversations(module(path, columns={"conversations": "messages"}))} == {"x"}
 
 
 def test_mapping_prefers_what_is_there():
@@ -293,7 +348,8 @@ def test_conversations_of_both_dialects(write, module, names):
         ([], "empty conversations"),
         ("", "empty conversations"),
         ("text", "text, not a list of turns as JSON"),
-        ([{"role": "tool", "content": "a"}], "unknown role 'tool'"),
+        ([{"role": "narrator", "content": "a"}], "unknown role 'narrator'"),
+        ([{"role": "tool", "content": "a"}], "no turn of the assistant"),
         ([{"role": "user", "content": "a"}], "no turn of the assistant"),
         ([{"role": "user", "content": ""}, {"role": "assistant", "content": "b"}], "an empty turn"),
         ([{"role": "user", "content": "  "}, {"role": "assistant", "content": "b"}], "an empty turn"),
@@ -328,12 +384,12 @@ def test_unusable_rows_are_dropped_and_counted(write, module):
 
 
 def test_unknown_roles_are_dropped_and_counted(write, module):
-    """Catches a tool's turn that is trained on as if the user had said it."""
+    """Catches a turn of somebody else that is trained on as if the user had said it."""
     good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    rows = [{"conversations": turns} for turns in (good, [{"role": "tool", "content": "c"}, *good], good)]
+    rows = [{"conversations": turns} for turns in (good, [{"role": "narrator", "content": "c"}, *good], good)]
     made = module(write("a.jsonl", rows))
     assert len(conversations(made)) == 2
-    assert "dropped 1 of 3 rows: unknown role 'tool' (first: row 2)." in made.notices[0]
+    assert "dropped 1 of 3 rows: unknown role 'narrator' (first: row 2)." in made.notices[0]
 
 
 def test_columns_that_do_not_fit(write, module):
@@ -350,8 +406,8 @@ def test_columns_that_do_not_fit(write, module):
     with pytest.raises(AiraError, match="c18, c19 and 280 more, and instruction data needs"):
         module(write("wide.jsonl", [{f"c{i}": "x" for i in range(300)}]))
     write("b/train.jsonl", ROWS)
-    path = os.path.dirname(write("b/validation.jsonl", [{"question": "a", "answer": "b"}]))
-    with pytest.raises(AiraError, match=r"b \(validation\) has the columns question, answer, and"):
+    path = os.path.dirname(write("b/validation.jsonl", [{"question": "a", "said": "b"}]))
+    with pytest.raises(AiraError, match=r"b \(validation\) has the columns question, said, and"):
         module(path)
 
 

@@ -16,8 +16,9 @@ from transformers import AutoTokenizer
 
 import aira.data.tokenize
 from aira import environment
-from aira.data.schemas import BadRow
-from aira.data.tokenize import encode, render, tokenize, usable
+from aira.data.rendering import render
+from aira.data.texts import BadRow
+from aira.data.tokenize import encode, tokenize, usable
 from aira.models.loading import load_tokenizer
 from aira.models.template import SPECIAL_TOKENS, apply_template
 from tests.data.conftest import TINY
@@ -115,10 +116,15 @@ def test_all_scores_everything_but_the_first(tokenizer):
 
 def test_format_of_the_published_models(tokenizer):
     """Catches another order of special tokens than the published one, or other ids than the tokens have."""
-    text, ranges = render(tokenizer, CONVERSATIONS["turns"])
-    assert text == f"{BOS}Quem é você?{SEP}Um assistente.{EOS}{BOS}E agora?{SEP}Ainda um assistente.{EOS}"
-    assert [text[start:end] for start, end in ranges] == [f"Um assistente.{EOS}", f"Ainda um assistente.{EOS}"]
-    assert render(tokenizer, CONVERSATIONS["system"])[0] == f"{BOS}Seja breve.\n\nOi{SEP}Olá!{EOS}"
+    (first, second), notes = render(tokenizer, CONVERSATIONS["turns"])
+    assert second.text == f"{BOS}Quem é você?{SEP}Um assistente.{EOS}{BOS}E agora?{SEP}Ainda um assistente.{EOS}"
+    assert [turn.text[turn.start :] for turn in (first, second)] == [
+        f"Um assistente.{EOS}",
+        f"Ainda um assistente.{EOS}",
+    ]
+    assert (
+        render(tokenizer, CONVERSATIONS["system"])[0][0].text == f"{BOS}Seja breve.\n\nOi{SEP}Olá!{EOS}" and not notes
+    )
     ids = encode(tokenizer, [CONVERSATIONS["plain"]], 600, "completion")["branches"][0]
     assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     assert ids.count(tokenizer.sep_token_id) == ids.count(tokenizer.eos_token_id) == 1
@@ -170,11 +176,11 @@ def test_native_template(chatml):
     )
 
 
-def test_native_template_that_rewrites_turns(tokenizer):
-    """Catches a template that changes earlier turns, where no range could be right."""
+def test_native_template_that_counts_its_turns(tokenizer):
+    """Catches a template whose answers are no continuation of what asks for them."""
     rewriting = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     rewriting.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(BadRow, match="does not write turns one after another"):
+    with pytest.raises(BadRow, match="asks for an answer otherwise than it writes one"):
         encode(rewriting, [CONVERSATIONS["turns"]], 600, "completion")
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from aira.data.schemas import BadRow
+from aira.data.texts import BadRow
 from aira.errors import AiraError
 from aira.inference.scorers import ScoringModel
 from aira.models.export import export

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from aira.chat.pipeline import Chat, language_of
-from aira.data.schemas import BadRow
+from aira.data.texts import BadRow
 from aira.data.tokenize import encode
 from aira.errors import AiraError
 from aira.inference.scorers import ScoringModel
