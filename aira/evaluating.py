@@ -1,7 +1,6 @@
 """An evaluation from its configuration to its tables."""
 
 import logging
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,13 @@ from aira.evaluation.results import (
     class_table,
     compare,
     differing_settings,
+    models_by_name,
     published_lines,
     record_scores,
     table,
 )
 from aira.evaluation.tasks import SCORER_TASKS, check
-from aira.files import as_json, display_path, exports, matching_paths, run_of_export, without_home, write_atomically
+from aira.files import as_json, display_path, run_of_export, without_home, write_atomically
 from aira.models.export import model_card
 from aira.models.families import context_length, score_label
 from aira.models.loading import load_config
@@ -61,7 +61,7 @@ def evaluate(cfg: DictConfig, run: Path | None = None) -> dict[str, Any]:
     options: dict[str, Any] = {"revision": hub.revision, "trust_remote_code": hub.trust_remote_code}
     references = published_lines(suite.published)
     work = []
-    for name, path in _models(settings).items():  # all are checked before the first one is evaluated
+    for name, path in models_by_name(settings).items():  # all are checked before the first one is evaluated
         model_config, _ = load_config(path, vocab_size=0, architecture=None, head="score", **options)
         if (suite.max_length or 0) > context_length(model_config):
             raise AiraError(
@@ -121,32 +121,6 @@ def _update_run(path: str, lines: list[Line], settings: Evaluate, chat: bool) ->
         AttributeError,
     ) as error:  # it may not be one of Aira's
         print(f"Notice: the page and the card of {run} do not have these figures: {reason_of(error)}")
-
-
-def _models(settings: Evaluate) -> dict[str, str]:
-    """The paths of the models to evaluate, by name."""
-    by_name: dict[str, str] = {}
-    for model in settings.models or [settings.model.path]:
-        if model == "last":
-            newest = next(exports(settings.output_dir), None)
-            if newest is None:
-                raise AiraError(
-                    f"model.path=last: no run below {settings.output_dir}/ has an export. Train first (aira "
-                    "train), or name a model: model.path=<folder or hub id>, or model=gpt2-124m."
-                )
-            paths = [str(newest)]
-        elif "*" in model and not Path(model).exists():
-            paths = [str(path) for path in matching_paths(model, folders=True)]
-            if not paths:
-                raise AiraError(f"models=[{model}]: nothing has such a name.")
-        else:
-            paths = [model]
-        for path in paths:
-            located = Path(path).resolve() if Path(path).exists() else Path(path)
-            parts = [part for part in located.parts if part != "export"]
-            name = re.sub(r"[^\w.-]+", "-", parts[-1].removesuffix(".gguf")) if parts else "model"
-            by_name[next(n for n in [name, *(f"{name}-{i}" for i in range(2, 1000))] if n not in by_name)] = path
-    return by_name
 
 
 def _purpose(path: str, config: PretrainedConfig, suite: Suite) -> str:

@@ -265,7 +265,7 @@ def quoted_override(key: str, value: Path | str) -> str:
 
 
 LOCAL = (
-    *(".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".xlsx", ".zip", ".gz", ".bz2", ".xz", ".zst"),
+    *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".xlsx", ".zip", ".gz", ".bz2", ".xz", ".zst"),
     *(".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt"),
 )
 """Endings of file names; a path with one of them is never taken to be a hub id."""

@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 from aira.config.schema import Answering, Chat
+from aira.config.values import check_guard
 from aira.errors import AiraError
 from aira.files import check_exists, exports
 
@@ -28,6 +29,8 @@ def load(settings: Answering) -> Any:
         for key, path in paths_by_key.items()
         if path != "none"
     }
+    if not paths.get("toxicity_model"):
+        check_guard(settings)
     for key in PURPOSES:
         print(f"{key}: {paths.get(key) or 'none'}", file=sys.stderr)
     guard = settings.guard

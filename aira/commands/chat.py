@@ -32,6 +32,9 @@ def main() -> None:
     settings = compose_settings(Chat, [text for text in arguments if text not in prompts])
     if prompts:  # not parsed by Hydra, since a message may have any character
         settings = settings.model_copy(update={"prompt": prompts[-1].removeprefix("prompt=")})
+    for text in arguments:
+        if text.startswith(("demo.", "data.")):
+            raise AiraError(f"{text} is for `aira demo`; the chat in a terminal does not read it.")
     _check(settings)
     rows = list(_rows(Path(settings.input))) if settings.input else []
     if settings.output:

@@ -35,8 +35,11 @@ from aira.files import (
     check_exists,
     check_writable,
     discard_output,
+    display_path,
+    exports,
     no_room,
     override,
+    quoted_override,
 )
 from aira.folders import LOCK, claim, config_differences, is_first_process
 
@@ -113,14 +116,26 @@ def _check(config_name: str, arguments: Namespace) -> None:
         settings: Train | Evaluate = typed_settings(cfg, Train) if is_run else typed_settings(cfg, Evaluate)
         if not arguments.cfg:
             for key, path in _paths(settings):
+                if path == "last" and is_run:
+                    newest = next(exports(settings.output_dir), None)
+                    example = f", such as {quoted_override(key, display_path(newest))}" if newest else ""
+                    raise AiraError(f"{key}=last is for evaluate and chat: name the run's folder{example}.")
                 check_exists(key, path)
+            if isinstance(settings, Evaluate):
+                _check_names(settings)
             check_writable("output_dir", settings.output_dir)
             check_writable("cache_dir", settings.cache_dir)
+            if isinstance(settings, Train) and Path(settings.data.path).is_file() and settings.data.split != "train":
+                raise AiraError(
+                    f"data.split={settings.data.split}: {settings.data.path} is one file, which is the split train. "
+                    "Leave it out, or give a folder with a file for each split."
+                )
             if isinstance(settings, Train) and isinstance(settings.sweep, Sweep):
                 for example in examples(settings.sweep.space):
                     compose_config(config_name, [*overrides, example])
         if is_first_process():
-            for notice in notices(settings):
+            given = [parse_override(text).key_or_group for text in overrides]
+            for notice in notices(settings, given):
                 print(f"Notice: {notice}", file=sys.stderr)
     if arguments.cfg:
         return
@@ -243,6 +258,17 @@ def _claim(
     claimed = claim(folder, config, named=bool(named), resumed=same, multirun=multirun)
     if not named:
         sys.argv.append(override(key, claimed))
+
+
+def _check_names(settings: Evaluate) -> None:
+    """Check that the evaluations, models and published lines that an evaluation names are there."""
+    from aira.evaluation.results import model_folder, models_by_name, published_lines  # NumPy, for this command alone
+
+    published_lines(settings.eval.published)
+    for folder in settings.compare:
+        model_folder(folder)
+    if not settings.compare:
+        models_by_name(settings)
 
 
 def _paths(settings: Train | Evaluate) -> Iterator[tuple[str, str]]:

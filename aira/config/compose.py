@@ -7,6 +7,7 @@ import contextlib
 import functools
 import inspect
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from aira.config.check import S, validate
 from aira.config.conf import CONF, conf_dirs, conf_file, groups, options, register_user_folders
 from aira.config.overrides import check_key, check_option, parse_override
 from aira.config.record import flatten, read_config, to_dict
-from aira.config.schema import COMMANDS, Train
-from aira.config.values import check_recipe, check_run
+from aira.config.schema import COMMANDS, Answering, Evaluate, Train
+from aira.config.values import check_answering, check_evaluation, check_recipe, check_run
 from aira.errors import AiraError, reason_of
 
 
@@ -107,12 +108,16 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
                 raise AiraError(
                     f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}."
                 ) from error
-            raise AiraError(_compose_error(error, locals().get("cfg"))) from error
+            raise AiraError(_compose_error(error, overrides, locals().get("cfg"))) from error
     settings = validate(COMMANDS[config_name], values, default_values)
     if isinstance(settings, Train):
         if recipe:
             check_recipe(recipe, settings)
         check_run(settings)
+    elif isinstance(settings, Evaluate):
+        check_evaluation(settings, [override.key_or_group for override in parsed])
+    elif isinstance(settings, Answering):
+        check_answering(settings)
     return cfg
 
 
@@ -185,8 +190,11 @@ def composed_value(config_name: str, overrides: list[str], key: str) -> str:
             raise AiraError(f"{key}: {reason_of(error)}") from error
 
 
-def _compose_error(error: Exception, cfg: DictConfig | None) -> str:
+def _compose_error(error: Exception, overrides: list[str], cfg: DictConfig | None) -> str:
     """The message for an error of composition, such as a data set without the kind of data or the language."""
+    if mapping := re.match(r"Could not override '([\w.]+)'", reason_of(error)):
+        text = next((text for text in overrides if text.startswith(f"{mapping[1]}=")), mapping[1])
+        return f"{text}: {mapping[1]} has no such entry yet. ++ adds it: {shlex.quote(f'++{text}')}."
     if cfg is not None and "sources" in str(error):
         sources: Any = OmegaConf.to_container(cfg.data.sources, resolve=False)
         kind, language = cfg.method.kind, cfg.language.code

@@ -176,7 +176,7 @@ def translate_option(option: str, value: str | None, known: dict[str, Any], conf
     if isinstance(default, dict) and default:
         raise AiraError(f"{option}: {key} is one of several: {', '.join(f'{key}.{part}' for part in default)}.")
     if isinstance(default, dict):
-        example = shlex.quote(f"{key}={{name: {value or 1}}}")
+        example = shlex.quote(f"++{key}={{name: {value or 1}}}")
         raise AiraError(f"{option}: {key} is a mapping of names to values, such as {example}.")
     if value is None and not isinstance(default, bool):
         raise AiraError(f"{option} needs a value: {key}=<value>. aira {config_name} --help {key} has what it may be.")
@@ -203,7 +203,7 @@ def _check_entry(override: Override, known: dict[str, Any], defaults: dict[str, 
         ):
             value = text.partition("=")[2]
             value = value if re.fullmatch(r"[\w.:/+-]+|['\"\[{].*", value) else f"'{value}'"
-            example = f'"{mapping}={{{entry}: {value}}}"'
+            example = f'"++{mapping}={{{entry}: {value}}}"'
             raise AiraError(f"{text}: {mapping} is a mapping, and {entry} an entry of it: {example}.")
 
 

@@ -1,8 +1,12 @@
 """Checks across keys: parts of a configuration that cannot be combined, and notices for the user."""
 
+from collections.abc import Callable, Collection
+from pathlib import Path
+
 from aira.config.conf import architecture_of, options, recipe_choices
-from aira.config.schema import DPO, Evaluate, Model, Toxicity, Train
+from aira.config.schema import DPO, Answering, Evaluate, Model, Toxicity, Train
 from aira.errors import AiraError
+from aira.files import locate
 
 NO_FP16 = (
     "a CPU has no such autocast. Set trainer.precision=bf16-mixed, or 32-true.",
@@ -80,8 +84,149 @@ def _check_pairs(method: DPO) -> None:
         raise AiraError(f"method.loss={loss} has no reference; method.reference must be null.")
 
 
-def notices(settings: Train | Evaluate) -> list[str]:
-    """Notices for the user about a valid configuration, before it runs."""
+def check_evaluation(settings: Evaluate, given: Collection[str] = ()) -> None:
+    """Check that the parts of an evaluation can be combined.
+
+    Args:
+        given: the keys that the command line sets.
+
+    Raises:
+        AiraError: some cannot.
+    """
+    named = [key for key in given if key in ("model", "model.path")]
+    if settings.compare:
+        of_models = [*named, *(key for key in given if key == "models" or key.split(".")[0] == "eval")]
+        if of_models:
+            raise AiraError(
+                f"compare= is of two evaluations that are there, and {of_models[0]}= is for a new one: leave one out."
+            )
+        if len(settings.compare) != 2:
+            raise AiraError(f"compare=[{','.join(settings.compare)}]: name two folders of evaluations.")
+    if settings.models and named:
+        raise AiraError(
+            f"models= and {named[0]}= both name what is evaluated: give one of them, such as models= alone."
+        )
+    suite = settings.eval
+    if not suite.tasks and suite.name != "sample":
+        raise AiraError(f"eval.tasks=[]: eval={suite.name} has no task. Name some, or choose eval=sample.")
+    for key in ("num_fewshot", "not_averaged"):
+        unknown = [task for task in getattr(suite, key) if task not in suite.tasks] if f"eval.{key}" in given else []
+        if unknown:
+            raise AiraError(f"eval.{key}: {unknown[0]} is none of eval.tasks=[{','.join(suite.tasks)}].")
+    if suite.data_dir and not Path(suite.data_dir).expanduser().is_dir():
+        raise AiraError(f"eval.data_dir={suite.data_dir}: there is no such folder.")
+
+
+def check_answering(settings: Answering) -> None:
+    """Check that the parts of a chat, or of a sampling, can be combined.
+
+    Raises:
+        AiraError: some cannot.
+    """
+    check_sampling(settings.n, settings.temperature)
+    guard = settings.guard
+    if guard.threshold is not None and guard.threshold_logit is not None:
+        raise AiraError("guard.threshold and guard.threshold_logit are one limit in two units: set one of them.")
+    if settings.toxicity_model == "none":
+        check_guard(settings)
+
+
+def check_guard(settings: Answering) -> None:
+    """Check that a chat without a toxicity model has no settings of one.
+
+    Raises:
+        AiraError: it has.
+    """
+    unread = [key for key, value in settings.guard if value is not None and (key, value) != ("reads", "answer")]
+    if unread:
+        raise AiraError(
+            f"guard.{unread[0]} is for a toxicity model, and there is none: name one with toxicity_model=, train one "
+            "(aira train method=toxicity), or leave it out."
+        )
+
+
+def check_sampling(n: int, temperature: float) -> None:
+    """Check that candidates are sampled in a way in which they can differ.
+
+    Raises:
+        AiraError: several candidates would all be the same, or scores would overflow.
+    """
+    if 0 < temperature < LEAST_TEMPERATURE:
+        raise AiraError(f"temperature={temperature}: below {LEAST_TEMPERATURE} scores overflow. 0 is greedy, with n=1.")
+    if n > 1 and temperature == 0:
+        raise AiraError(f"n={n} candidates would all be the same with temperature=0. Set n=1, or a temperature.")
+
+
+LEAST_TEMPERATURE = 1e-6
+"""Logits that are divided by less overflow."""
+
+Condition = Callable[[Train], bool]
+
+READ_IF: tuple[tuple[str, Condition, str], ...] = (
+    ("method.gamma", lambda run: getattr(run.method, "loss", "simpo") == "simpo", "method.loss=simpo"),
+    ("data.labels", lambda run: run.method.kind == "labelled", "labelled data, as of method=toxicity"),
+    ("data.revision", lambda run: not _is_local(run.data.path), "a data set on the hub"),
+    ("model.revision", lambda run: not _is_local(run.model.path), "a model on the hub"),
+    ("model.trust_remote_code", lambda run: not run.model.path.startswith("pkg://"), "a model with code of its own"),
+    ("model.lora.alpha", lambda run: run.model.lora.r > 0, "model.lora.r above 0"),
+    ("model.lora.dropout", lambda run: run.model.lora.r > 0, "model.lora.r above 0"),
+    ("model.lora.target_modules", lambda run: run.model.lora.r > 0, "model.lora.r above 0"),
+    ("model.template", lambda run: run.model.architecture != "encoder", "a causal model"),
+    (
+        "model.prompt_bos",
+        lambda run: run.model.architecture != "encoder" and run.model.template == "aira",
+        "a causal model with model.template=aira",
+    ),
+    ("trainer.max_epochs", lambda run: run.trainer.max_steps < 0, "a run without trainer.max_steps"),
+    (
+        "trainer.val_check_interval",
+        lambda run: bool(run.trainer.limit_val_batches),
+        "trainer.limit_val_batches above 0",
+    ),
+    ("callbacks.samples", lambda run: run.method.head == "lm", "a language model"),
+    ("callbacks.scores", lambda run: run.method.head == "score", "a scorer"),
+    ("callbacks.checkpoint.monitor", lambda run: bool(run.trainer.limit_val_batches), "a run with validation"),
+    ("callbacks.checkpoint.mode", lambda run: bool(run.trainer.limit_val_batches), "a run with validation"),
+)
+"""Keys that are read only in some runs: the condition, and in words what they are for."""
+
+
+def _is_local(path: str) -> bool:
+    """Whether a path is of this machine, and not a hub id."""
+    return path.startswith("pkg://") or Path(locate(path)).expanduser().exists()
+
+
+def warmup_notice(settings: Train, steps: int) -> list[str]:
+    """A notice where a run of so many steps ends before its learning rate is at its peak; else none."""
+    if not 1 < steps <= settings.schedule.warmup:
+        return []
+    return [
+        f"schedule.warmup={settings.schedule.warmup} steps, and the run has {steps}: the learning rate only rises. A "
+        "fraction, such as schedule.warmup=0.03, is one of all steps."
+    ]
+
+
+def notices(settings: Train | Evaluate, given: Collection[str] = ()) -> list[str]:
+    """Notices for the user about a valid configuration, before it runs.
+
+    Args:
+        given: the keys that the command line sets.
+    """
+    lines = []
+    if isinstance(settings, Train):
+        for prefix, is_read, of in READ_IF:
+            keys = [key for key in given if f"{key}.".startswith(f"{prefix}.")]
+            lines += [f"{key} changes nothing here: it is for {of}." for key in keys if not is_read(settings)]
+        if settings.optimizer.lr == 0:
+            lines.append("optimizer.lr=0: no weight changes, so the figures are those of the model as it is.")
+        lines += warmup_notice(settings, settings.trainer.max_steps)
+    elif "model.revision" in given and _is_local(settings.model.path):
+        lines.append("model.revision changes nothing here: it is for a model on the hub.")
+    return lines + _start_notices(settings)
+
+
+def _start_notices(settings: Train | Evaluate) -> list[str]:
+    """Notices about the checkpoint that a run starts from."""
     model, language = settings.model, settings.language.code
     if not isinstance(model, Model):
         return []

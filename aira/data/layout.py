@@ -37,7 +37,8 @@ def format_of(file: PurePath) -> str:
     """The ending in lower case; for a compressed file (`.jsonl.gz`) that of its content, if that may be compressed."""
     ending = file.suffix.lower()
     inner = file.with_suffix("").suffix.lower()
-    return inner if ending == ".gz" and inner != ".parquet" else ending
+    found = inner if ending == ".gz" and inner != ".parquet" else ending
+    return ".jsonl" if found in (".ndjson", ".jsonlines") else found
 
 
 def split_of(name: PurePath) -> str | None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from aira.config.schema import Suite
+from aira.config.schema import Evaluate, Suite
 from aira.errors import AiraError, nearest, reason_of
-from aira.evaluation.statistics import interval
-from aira.files import append_lines, as_json, nearest_path, read_json, write_atomically
+from aira.files import append_lines, as_json, exports, matching_paths, nearest_path, read_json, write_atomically
 
 PUBLISHED = Path(__file__).parent / "published"
 COLUMNS = {
@@ -230,9 +230,9 @@ def compare(folders: Sequence[str], seed: int) -> list[dict[str, Any]]:
     Raises:
         AiraError: a folder holds no evaluation, or the two have no row in common.
     """
-    if len(folders) != 2:
-        raise AiraError(f"compare={folders}: name two folders of evaluations.")
-    files = [{file.stem: file for file in _model_folder(folder).glob("rows/*.jsonl")} for folder in folders]
+    from aira.evaluation.statistics import interval  # which the names of this module, checked first, do not need
+
+    files = [{file.stem: file for file in model_folder(folder).glob("rows/*.jsonl")} for folder in folders]
     comparisons = []
     for task in sorted(set(files[0]) & set(files[1])):
         first, second = (_rows(one[task]) for one in files)
@@ -269,7 +269,7 @@ def differing_settings(folders: Sequence[str]) -> list[str]:
     """The settings in which two evaluations differ and that change what a score means."""
     suites = []
     for folder in folders:
-        results = read_json(_model_folder(folder) / "results.json")
+        results = read_json(model_folder(folder) / "results.json")
         try:
             suites.append(dict(results["aira"]["config"]["eval"]))
         except (TypeError, KeyError, ValueError):  # it may be a stranger's
@@ -299,7 +299,42 @@ def _rows(file: Path) -> dict[Any, dict[str, Any]]:
     return rows
 
 
-def _model_folder(folder: str) -> Path:
+def models_by_name(settings: Evaluate) -> dict[str, str]:
+    """The paths of the models to evaluate, by name.
+
+    Raises:
+        AiraError: `last` or a pattern stands for none.
+    """
+    by_name: dict[str, str] = {}
+    for model in settings.models or [settings.model.path]:
+        if model == "last":
+            newest = next(exports(settings.output_dir), None)
+            if newest is None:
+                raise AiraError(
+                    f"model.path=last: no run below {settings.output_dir}/ has an export. Train first (aira "
+                    "train), or name a model: model.path=<folder or hub id>, or model=gpt2-124m."
+                )
+            paths = [str(newest)]
+        elif "*" in model and not Path(model).exists():
+            paths = [str(path) for path in matching_paths(model, folders=True)]
+            if not paths:
+                raise AiraError(f"models=[{model}]: nothing has such a name.{nearest_path(Path(model))}")
+        else:
+            paths = [model]
+        for path in paths:
+            located = Path(path).resolve() if Path(path).exists() else Path(path)
+            parts = [part for part in located.parts if part != "export"]
+            name = re.sub(r"[^\w.-]+", "-", parts[-1].removesuffix(".gguf")) if parts else "model"
+            by_name[next(n for n in [name, *(f"{name}-{i}" for i in range(2, 1000))] if n not in by_name)] = path
+    return by_name
+
+
+def model_folder(folder: str) -> Path:
+    """The folder of one model's figures: `<evaluation>/<model>`, or that of the only model of `<evaluation>`.
+
+    Raises:
+        AiraError: there is none, or there are several.
+    """
     path = Path(folder).expanduser()
     inside = [path] if (path / "rows").is_dir() else sorted(part.parent for part in path.glob("*/rows"))
     if not inside:

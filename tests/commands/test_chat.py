@@ -89,6 +89,9 @@ def test_typed_bytes_that_are_no_text(exports, monkeypatch, capsys):
         (["input={bad}", "output=out.jsonl"], "row 2"),
         (["n=0"], "at least 1"),
         (["guard.reads=all"], "valid are answer, exchange"),
+        (["demo.port=8000"], "demo.port=8000 is for `aira demo`"),
+        (["data.split=test"], "data.split=test is for `aira demo`"),
+        (["guard.threshold=0.4", "toxicity_model=none"], "guard.threshold is for a toxicity model"),
     ],
 )
 def test_errors(exports, tmp_path, monkeypatch, capsys, arguments, message):

@@ -322,11 +322,11 @@ WRONG = [
     ("trainer=cuda", "It is trainer=gpu."),
     ("logger=[]", "logger=[]: name one option. aira train --help logger lists them. logger=none has none."),
     ("callbacks=[]", "callbacks=[]: name one option."),
-    ("data.columns.prompt=question", '"data.columns={prompt: question}"'),
-    ("data.labels.OFF=1", '"data.labels={OFF: 1}"'),
-    ("model.lr.rloo=1", '"model.lr={rloo: 1}"'),
-    ("sweep=optuna sweep.space.optimizer.lr=interval(0,1)", "\"sweep.space={optimizer.lr: 'interval(0,1)'}\""),
-    ("sweep=optuna +sweep.space.data.batch_size='choice(1,2)'", "\"sweep.space={data.batch_size: 'choice(1,2)'}\""),
+    ("data.columns.prompt=question", '"++data.columns={prompt: question}"'),
+    ("data.labels.OFF=1", '"++data.labels={OFF: 1}"'),
+    ("model.lr.rloo=1", '"++model.lr={rloo: 1}"'),
+    ("sweep=optuna sweep.space.optimizer.lr=interval(0,1)", "\"++sweep.space={optimizer.lr: 'interval(0,1)'}\""),
+    ("sweep=optuna +sweep.space.data.batch_size='choice(1,2)'", "\"++sweep.space={data.batch_size: 'choice(1,2)'}\""),
     ("model.checkpoints.de=a/b", "added by a plus sign: +model.checkpoints.de=a/b."),
     ("model=gpt2-tiny,opt-tiny", "--multirun"),
 ]
@@ -378,7 +378,7 @@ def test_options_of_other_trainers(monkeypatch, capsys, name, given, written):
         importlib.import_module(f"aira.commands.{name}").main()
     said = capsys.readouterr().err.strip()
     if "mapping" in written:
-        assert f"{written} 'eval.num_fewshot={{name: 5}}'." in said
+        assert f"{written} '++eval.num_fewshot={{name: 5}}'." in said
         return
     command = said.split(": settings are written as key=value: ")[1]
     assert ended.value.code == 2
@@ -787,6 +787,50 @@ def test_wrong_commands(tmp_path, arguments, fragment):
     assert not any(tmp_path.iterdir())
 
 
+NAMES = {
+    "compare=[nowhere,nowhere]": "nowhere holds no evaluation",
+    "compare=[.,.]": ". holds no evaluation",
+    "models=[here*/x]": "models=[here*/x]: nothing has such a name",
+    "model.path=last": "has an export. Train first",
+    "model.path=a eval.published=[Aira-2-1254M]": "Did you mean 'Aira-2-124M'?",
+}
+
+
+@pytest.mark.parametrize("line, said", NAMES.items())
+def test_names_of_an_evaluation(tmp_path, monkeypatch, capsys, line, said):
+    """Catches a name that nothing has, and that is told after a wait for torch."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *line.split(" ")])
+    with pytest.raises(SystemExit):
+        check("evaluate")
+    assert said in capsys.readouterr().err
+
+
+def test_what_checks_names_is_light():
+    """Catches a check of names that waits for torch."""
+    code = "import sys, aira.commands.shell, aira.evaluation.results; print({'torch', 'sklearn'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "set()\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("model.path=last", "model.path=last is for evaluate and chat: name the run's folder."),
+        ("method=dpo model.path=a method.reference=last", "method.reference=last is for evaluate and chat"),
+        ("data.path=rows.jsonl data.split=english", "data.split=english: rows.jsonl is one file"),
+    ],
+)
+def test_names_of_a_run(tmp_path, monkeypatch, capsys, line, said):
+    """Catches `last` that is asked for on the hub, and a split that a file cannot have."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["train.py", *line.split(" ")])
+    with pytest.raises(SystemExit):
+        check("train")
+    assert said in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback(tmp_path):
     """Catches debug=true without effect."""
     done = command("model=opt-1b4", "debug=true", cwd=tmp_path)
@@ -1056,6 +1100,80 @@ def test_a_group_of_the_other_command_is_refused():
     """Catches Hydra's own message where evaluate.py is given what train.py chooses."""
     with pytest.raises(AiraError, match=r"method=sft: .* has no method to choose. It has: language, model, eval"):
         compose_config("evaluate", ["method=sft"])
+
+
+UNREAD = {
+    "method=dpo model.path=a method.gamma=2": "method.gamma",
+    "method=dpo model.path=a method.gamma=2 method.loss=simpo": None,
+    "data.labels={a:1}": "data.labels",
+    "method=toxicity data.labels={a:1}": None,
+    "method=toxicity method.objective=pairwise data.labels={a:1}": "data.labels",
+    "data.revision=main": "data.revision",
+    "data=aira data.revision=main": None,
+    "model.revision=main": "model.revision",
+    "model.path=. model.revision=main": "model.revision",
+    "model=gpt2-124m model.revision=main": None,
+    "model.trust_remote_code=true": "model.trust_remote_code",
+    "model.lora.alpha=32": "model.lora.alpha",
+    "model.lora.dropout=0.1": "model.lora.dropout",
+    "model.lora.target_modules=[a]": "model.lora.target_modules",
+    "model.lora.r=8 model.lora.alpha=32": None,
+    "model=bert-tiny method=reward model.template=native": "model.template",
+    "model=bert-tiny method=reward model.prompt_bos=false": "model.prompt_bos",
+    "model.template=native model.prompt_bos=false": "model.prompt_bos",
+    "model.prompt_bos=false": None,
+    "trainer.max_steps=5 trainer.max_epochs=2": "trainer.max_epochs",
+    "trainer.limit_val_batches=0 trainer.val_check_interval=5": "trainer.val_check_interval",
+    "trainer.limit_val_batches=0 callbacks.checkpoint.mode=max": "callbacks.checkpoint.mode",
+    "callbacks.scores.count=9": "callbacks.scores.count",
+    "callbacks.samples.max_new_tokens=9": None,
+    "method=reward callbacks.samples.max_new_tokens=9": "callbacks.samples.max_new_tokens",
+    "schedule.warmup=500 trainer.max_steps=500": "schedule.warmup",
+    "schedule.warmup=600 trainer.max_steps=500": "schedule.warmup",
+    "schedule.warmup=499 trainer.max_steps=500": None,
+    "schedule.warmup=600": None,
+    "optimizer.lr=0": "optimizer.lr",
+}
+"""Settings that change nothing, each with the key that is told of; None where it does."""
+
+
+@pytest.mark.parametrize("line, key", UNREAD.items())
+def test_a_setting_that_changes_nothing(line, key):
+    """Catches a setting without effect and without a word, and a word about one that has an effect."""
+    overrides = line.split(" ")
+    said = notices(compose_settings(Train, overrides), [text.partition("=")[0] for text in overrides])
+    assert [line.split(" ")[0].split("=")[0] for line in said if "starts from" not in line] == [key] * bool(key)
+
+
+NOT_TOGETHER = [
+    ("evaluate", "model.path=a models=[b]", "models= and model.path= both name what is evaluated"),
+    ("evaluate", "model=gpt2-124m models=[b]", "models= and model= both name what is evaluated"),
+    ("evaluate", "compare=[a,b] models=[c]", "models= is for a new one"),
+    ("evaluate", "compare=[a,b] model.path=c", "model.path= is for a new one"),
+    ("evaluate", "compare=[a,b] eval.limit=3", "eval.limit= is for a new one"),
+    ("evaluate", "compare=[a,b] eval=aira-en", "eval= is for a new one"),
+    ("evaluate", "compare=[a]", "compare=[a]: name two folders"),
+    ("evaluate", "eval=aira-en eval.tasks=[]", "eval=aira-en has no task"),
+    ("evaluate", "eval.tasks=[piqa] ++eval.num_fewshot={pika:1}", "pika is none of eval.tasks=[piqa]"),
+    ("evaluate", "eval.tasks=[piqa] eval.not_averaged=[pika]", "pika is none of eval.tasks=[piqa]"),
+    ("evaluate", "eval=aira-en eval.num_fewshot={piqa:1}", "'++eval.num_fewshot={piqa:1}'"),
+    ("evaluate", "eval.data_dir=nowhere", "eval.data_dir=nowhere: there is no such folder"),
+    ("chat", "n=4 temperature=0", "candidates would all be the same"),
+    ("chat", "temperature=1e-9", "scores overflow"),
+    ("chat", "guard.threshold=0.3 guard.threshold_logit=5", "one limit in two units"),
+    ("chat", "toxicity_model=none guard.threshold=0.3", "guard.threshold is for a toxicity model"),
+    ("chat", "toxicity_model=none guard.reads=exchange", "guard.reads is for a toxicity model"),
+    ("rejection_sampling", "output=a guard.threshold_logit=1", "guard.threshold_logit is for a toxicity model"),
+    ("rejection_sampling", "output=a temperature=0", "candidates would all be the same"),
+]
+
+
+@pytest.mark.parametrize("name, line, said", NOT_TOGETHER)
+def test_what_does_not_go_together(name, line, said):
+    """Catches one of two settings that is dropped without a word, or told of after a wait for torch."""
+    with pytest.raises(AiraError) as caught:
+        compose_config(name, line.split(" "))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,8 @@ READ = {
     "CR alone": ("a.csv", "a,b\r1,x\r2,y\r", [A, B]),
     "CR alone, no line end at the end": ("a.tsv", "a\tb\r\r1\tx\r2\ty", [A, B]),
     "CR alone, and in quotes": ("a.csv", 'a,b\r"1\r2",x\r', [{"a": "1\r2", "b": "x"}]),
+    "JSON lines by other names": ("a.ndjson", lines(A, B), [A, B]),
+    "JSON lines by other names, compressed": ("a.JSONLines.gz", gzip.compress(lines(A, B).encode()), [A, B]),
     "CR alone in JSON lines": ("a.jsonl", lines(A, B).replace("\n", "\r"), [A, B]),
     "CR alone in a list": ("a.json", json.dumps([A, B], indent=1).replace("\n", "\r"), [A, B]),
     "CR alone, compressed": ("a.jsonl.gz", gzip.compress(lines(A, B).replace("\n", "\r").encode()), [A, B]),

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from aira import environment
 from aira.config.compose import compose_settings
 from aira.config.schema import Evaluate
-from aira.evaluating import _models, _update_run
+from aira.evaluating import _update_run
 from aira.evaluation.measure import store
-from aira.evaluation.results import Line, Score
+from aira.evaluation.results import Line, Score, models_by_name
 from aira.models.export import export
 from aira.models.loading import load_model, load_tokenizer
 from tests.inference.test_scorers import BERT, LLAMA
@@ -105,7 +105,7 @@ def test_models_by_a_pattern(tmp_path, monkeypatch):
         (tmp_path / name).mkdir(parents=True)
 
     def found(*models):
-        return list(_models(compose_settings(Evaluate, [f"models={list(models)}"])).values())
+        return list(models_by_name(compose_settings(Evaluate, [f"models={list(models)}"])).values())
 
     assert found("run*") == ["run*"] and found("./r*n*") == ["run*", "run2"]
     assert found("day[1]/*") == ["day[1]/x"] and found(f"{tmp_path}/day[1]/*") == [f"{tmp_path}/day[1]/x"]
