@@ -8,6 +8,7 @@ from aira.errors import nearest
 
 COMMANDS = {
     "train": "a model: aira train model=opt-1b3 method=dpo language=pt",
+    "data": "a look at what a run would read: aira data data.path=mine.jsonl model=smollm2-135m",
     "evaluate": "models, on benchmarks or held-out rows: aira evaluate model.path=<run>/export eval=aira-en",
     "pipeline": "fine-tuning, scorers, rejection sampling, DPO, evaluation and report: aira pipeline pipeline=sample",
     "chat": "with what was trained, in the terminal or from a file: aira chat",

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -18,6 +18,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
+from transformers import PreTrainedTokenizerBase
 
 from aira.callbacks.checkpoint import changed_settings, check_shapes, last_metrics, read_state
 from aira.callbacks.progress import Progress
@@ -72,23 +73,7 @@ def _train(settings: Train, config: dict[str, Any], run: Path, by_hydra: bool, s
     state = read_state(checkpoint) if checkpoint else {}
 
     backbone, method = settings.model, settings.method
-    hub: dict[str, Any] = {"revision": backbone.revision, "trust_remote_code": backbone.trust_remote_code}
-    architecture = _architecture(settings, hub)
-    source = {"path": backbone.path, "architecture": architecture, "head": method.head, **hub}
-    tokenizer, added = load_tokenizer(**source, template=backbone.template, prompt_bos=backbone.prompt_bos)
-    model_config, is_new = load_config(**source, vocab_size=len(tokenizer), config=backbone.config)
-    if not is_new:
-        loaded = {key: getattr(model_config, key, value) for key, value in backbone.config.items()}
-        differing = [
-            f"{key}={loaded[key]}, not {value}" for key, value in backbone.config.items() if loaded[key] != value
-        ]
-        if differing:
-            print(f"Notice: model.config is for a new model; {backbone.path} has {'; '.join(differing)}.")
-    _check_length(settings.data.max_length, model_config)
-    if isinstance(method, DPO) and method.reference:
-        reference_config, _ = load_config(method.reference, vocab_size=0)
-        _check_length(settings.data.max_length, reference_config, f" of method.reference={method.reference}")
-    data = _data(settings, architecture, tokenizer, end_tokens(backbone.path, tokenizer, added, model_config, **hub))
+    data, tokenizer, added, source = prepare(settings)
     for line in (*data.layouts, *data.notices):
         print(line)
     model = load_model(
@@ -222,6 +207,42 @@ def _silence_warnings() -> None:
         ".*`is_gradient_checkpointing` is deprecated.*",  # PEFT asks Transformers for it
     ):
         warnings.filterwarnings("ignore", text)
+
+
+class Prepared(NamedTuple):
+    """What a run reads before its model."""
+
+    data: BatchSource
+    tokenizer: PreTrainedTokenizerBase
+    added: list[int]  # ids of the tokens that were added to the vocabulary
+    source: dict[str, Any]  # where the model is, as arguments of `load_model`
+
+
+def prepare(settings: Train) -> Prepared:
+    """Read the tokenizer and the data of a run, and check them against the configuration of its model.
+
+    Raises:
+        AiraError: one of them cannot be read, or they do not go together.
+    """
+    backbone, method = settings.model, settings.method
+    hub: dict[str, Any] = {"revision": backbone.revision, "trust_remote_code": backbone.trust_remote_code}
+    architecture = _architecture(settings, hub)
+    source = {"path": backbone.path, "architecture": architecture, "head": method.head, **hub}
+    tokenizer, added = load_tokenizer(**source, template=backbone.template, prompt_bos=backbone.prompt_bos)
+    model_config, is_new = load_config(**source, vocab_size=len(tokenizer), config=backbone.config)
+    if not is_new:
+        loaded = {key: getattr(model_config, key, value) for key, value in backbone.config.items()}
+        differing = [
+            f"{key}={loaded[key]}, not {value}" for key, value in backbone.config.items() if loaded[key] != value
+        ]
+        if differing:
+            print(f"Notice: model.config is for a new model; {backbone.path} has {'; '.join(differing)}.")
+    _check_length(settings.data.max_length, model_config)
+    if isinstance(method, DPO) and method.reference:
+        reference_config, _ = load_config(method.reference, vocab_size=0)
+        _check_length(settings.data.max_length, reference_config, f" of method.reference={method.reference}")
+    data = _data(settings, architecture, tokenizer, end_tokens(backbone.path, tokenizer, added, model_config, **hub))
+    return Prepared(data, tokenizer, added, source)
 
 
 def _architecture(settings: Train, hub: dict[str, Any]) -> str:

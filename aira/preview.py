@@ -1,0 +1,105 @@
+"""A look at the data of a run before it: how the first examples read, lengths, and the cost of an epoch."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from aira.config.schema import Train
+from aira.data.module import DataModule, Split
+from aira.data.plan import Plan
+from aira.data.trees import shared_prefix
+from aira.training import prepare
+
+EXAMPLES = 3
+"""Examples that are shown."""
+
+BINS, WIDEST = 8, 40
+"""Of the histogram: its lines, and characters of the longest bar."""
+
+COLOR = "\033[32m", "\033[0m"
+MARKS = "«", "»"
+
+
+def preview(settings: Train, color: bool = False) -> Iterator[str]:
+    """What a run with these settings would read.
+
+    Args:
+        color: mark scored text by a terminal's colour.
+
+    Yields:
+        Lines of text.
+
+    Raises:
+        AiraError: as of `aira.training.prepare`.
+    """
+    data, tokenizer, *_ = prepare(settings)
+    yield from data.layouts
+    yield from data.notices
+    if not isinstance(data, DataModule):
+        yield "The batches of this method are generated while it trains, so there are no examples to show."
+        return
+    train = data.train
+    for number, index in enumerate(train.index[:EXAMPLES], start=1):
+        example = train.encoded[int(index)]
+        row = train.rows_of([index])[0] + 1
+        scored = f", {example['targets']} of them scored" if settings.method.head == "lm" else ""
+        labels = f", toxic: {', '.join(f'{label:g}' for label in example['labels'])}" if example["labels"] else ""
+        yield f"\nExample {number} (row {row}): {example['tokens']} tokens{scored}{labels}"
+        yield from _branches(tokenizer, example["branches"], example["scored"], COLOR if color else MARKS)
+    yield from _lengths(train)
+    yield from _epoch(data, settings)
+
+
+def _branches(
+    tokenizer: PreTrainedTokenizerBase,
+    branches: Sequence[list[int]],
+    scored: Sequence[list[bool]],
+    marks: tuple[str, str],
+) -> Iterator[str]:
+    for i, (ids, mask) in enumerate(zip(branches, scored, strict=True)):
+        shared = max((shared_prefix(ids, earlier) for earlier in branches[:i]), default=0)
+        parts = [f"[{shared} tokens as before] "] if shared else []
+        own = zip(mask[shared:], ids[shared:], strict=True)
+        for flag, tokens in groupby(own, key=lambda each: each[0]):
+            text = tokenizer.decode([token for _, token in tokens])
+            parts.append(f"{marks[0]}{text}{marks[1]}" if flag else text)
+        yield "\n".join(f"  {line}" for line in "".join(parts).splitlines())
+
+
+def _lengths(split: Split) -> Iterator[str]:
+    edges = np.unique(np.linspace(split.tokens.min(), split.tokens.max() + 1, BINS + 1).astype(int))
+    counts, _ = np.histogram(split.tokens, edges)
+    yield "\nTokens of the training examples:"
+    for first, after, count in zip(edges, edges[1:], counts):
+        bar = "█" * round(WIDEST * count / counts.max())
+        yield f"  {first:6}–{after - 1:<6} {count:8}  {bar}"
+
+
+def _epoch(data: DataModule, settings: Train) -> Iterator[str]:
+    train = data.train
+    plan = Plan(
+        train.lengths,
+        train.targets,
+        batch_size=data.batch_size,
+        tokens_per_row=data.tokens_per_row,
+        padded=data.padded,
+        seed=data.seed,
+        input_tokens=train.tokens,
+    )
+    steps = list(plan)
+    rows = [[int(train.lengths[i]) for i in row] for step in steps for row in step.rows]
+    room = [len(row) * max(row) if data.padded else sum(row) for row in rows]
+    branches = sum(sum(map(len, each)) for each in train.encoded[train.index.tolist()]["branches"])
+    read, targets = int(train.tokens.sum()), int(train.targets.sum())
+    prompts = len(np.unique(train.prompts[0]))
+    yield f"\nAn epoch: {len(train)} examples in {len(steps)} steps of {data.batch_size}, {len(rows)} forward passes"
+    yield f"  tokens read                  {read:10}"
+    if not data.padded:
+        yield f"  tokens of separate branches  {branches:10}  ({branches / read:.2f} times as many)"
+    if settings.method.head == "lm":
+        yield f"  tokens scored                {targets:10}  ({100 * targets / read:.0f} %)"
+    yield f"  tokens of the longest row    {max(room):10}  (data.tokens_per_row={data.tokens_per_row})"
+    yield f"  different prompts            {prompts:10}"
+    yield f"Validation: {len(data.validation)} examples, {int(data.validation.tokens.sum())} tokens"
