@@ -56,6 +56,12 @@ def run_of_export(path: str) -> Path | None:
     return run if (run / ".hydra").is_dir() and (run / "export" / "config.json").is_file() else None
 
 
+def install_command(extra: str) -> str:
+    """The command that installs the libraries of an extra: in a clone those of the clone, else of the package."""
+    is_clone = (Path(__file__).parent.parent / "pyproject.toml").is_file()
+    return f"pip install -e '.[{extra}]'" if is_clone else f"pip install 'aira[{extra}]'"
+
+
 def without_home(text: str) -> str:
     """The text with `~` in place of the home folder, whose path names the user."""
     return text.replace(str(Path.home()), "~") if Path.home() != Path("/") else text

@@ -10,8 +10,9 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from aira.config.compose import build
+from aira.config.compose import build, check_target
 from aira.config.schema import Train
+from aira.errors import AiraError
 
 
 @dataclass
@@ -103,9 +104,29 @@ def build_parts(settings: dict[str, dict[str, Any]], group: str, run: RunStart, 
     Raises:
         AiraError: one cannot be built.
     """
-    built = [build(part_settings, f"{group}.{name}") for name, part_settings in settings.items()]
-    fitting = [part for part in built if getattr(part, "head", None) in (None, head)]
-    return [part.begin(run) if isinstance(part, Part) else part for part in fitting]
+    built = {name: build(part_settings, f"{group}.{name}") for name, part_settings in settings.items()}
+    fitting = {name: part for name, part in built.items() if getattr(part, "head", None) in (None, head)}
+    begun = {name: part.begin(run) if isinstance(part, Part) else part for name, part in fitting.items()}
+    for name, part in begun.items():
+        if not isinstance(part, KINDS[group]):
+            raise AiraError(
+                f"{group}.{name}: {settings[name]['_target_']} gives no {KINDS[group].__name__} of Lightning."
+            )
+    return list(begun.values())
+
+
+KINDS: dict[str, type] = {"callbacks": pl.Callback, "logger": Logger}
+"""What each part of a group is to be."""
+
+
+def check_parts(settings: dict[str, dict[str, Any]], group: str) -> None:
+    """Check the classes of callbacks or loggers before a run is prepared.
+
+    Raises:
+        AiraError: there is no such class, or it is of another kind.
+    """
+    for name, part_settings in settings.items():
+        check_target(part_settings, f"{group}.{name}", (Part, KINDS[group]))
 
 
 def log_table(

@@ -17,7 +17,7 @@ from aira.config.compose import build, typed_settings
 from aira.config.schema import Train
 from aira.config.spaces import Space, as_override, choice_values, parse_space
 from aira.errors import AiraError, reason_of
-from aira.files import read_json, read_text, write_atomically
+from aira.files import install_command, read_json, read_text, write_atomically
 from aira.ranking import confounders, hashes
 from aira.tracking.login import online
 from aira.trials import TRIAL, final_value, rows_of_log, run_trial
@@ -64,7 +64,7 @@ def optuna(
     try:
         import optuna as library
     except ImportError as error:
-        raise AiraError("sweep=optuna needs Optuna: pip install -e '.[sweep]'.") from error
+        raise AiraError(f"sweep=optuna needs Optuna: {install_command('sweep')}.") from error
     from optuna.distributions import CategoricalDistribution, FloatDistribution
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend

@@ -21,13 +21,14 @@ from torch.distributed.rendezvous import rendezvous
 from transformers import PreTrainedTokenizerBase
 
 from aira.callbacks.checkpoint import changed_settings, check_shapes, last_metrics, read_state
+from aira.callbacks.monitors import Monitors
 from aira.callbacks.progress import Progress
 from aira.callbacks.signals import Signals
 from aira.config.compose import build, typed_settings
 from aira.config.record import to_dict_without_env, write_config
 from aira.config.schema import DPO, SFT, Train
 from aira.config.schema import Trainer as TrainerSettings
-from aira.config.values import NO_FP16
+from aira.config.values import NO_FP16, warmup_notice
 from aira.data.batches import BatchSource
 from aira.data.tokenize import tokenizer_hash
 from aira.environment import environment
@@ -37,7 +38,7 @@ from aira.folders import identity
 from aira.models.export import export, model_card
 from aira.models.families import context_length, family_of
 from aira.models.loading import end_tokens, load_config, load_model, load_tokenizer
-from aira.parts import Part, RunEnd, RunStart, build_parts
+from aira.parts import Part, RunEnd, RunStart, build_parts, check_parts
 from aira.reports.page import page
 from aira.reports.runs import read_run
 
@@ -67,6 +68,9 @@ def _train(settings: Train, config: dict[str, Any], run: Path, by_hydra: bool, s
     started = time.time()
     run.mkdir(parents=True, exist_ok=True)
     _silence_warnings()
+    part_settings = settings.callbacks.parts()
+    check_parts(part_settings, "callbacks")
+    check_parts(settings.logger.parts(), "logger")
     precision = _precision(settings.trainer)
     pl.seed_everything(settings.seed, verbose=False)
     checkpoint = Path(settings.ckpt_path) if settings.ckpt_path else None
@@ -91,6 +95,7 @@ def _train(settings: Train, config: dict[str, Any], run: Path, by_hydra: bool, s
     module = build(
         {"_target_": method.module, **method.arguments()},
         f"method={method.name}",
+        (pl.LightningModule,),
         model=model,
         tokenizer=tokenizer,
         optimizer=settings.optimizer,
@@ -108,13 +113,21 @@ def _train(settings: Train, config: dict[str, Any], run: Path, by_hydra: bool, s
         check_shapes(checkpoint, state["shapes"], module)
         changed = changed_settings(checkpoint, state, record, steps)
     run_start = RunStart(run, config, tokenizer, started, record, changed)
-    callbacks = build_parts(settings.callbacks.parts(), "callbacks", run_start, method.head)
+    monitors = {
+        f"callbacks.{name}.monitor": str(part["monitor"]) for name, part in part_settings.items() if "monitor" in part
+    }
+    monitors.pop("callbacks.checkpoint.monitor", None)  # which has its own reasons
+    callbacks = [Monitors(monitors), *build_parts(part_settings, "callbacks", run_start, method.head)]
     loggers = build_parts(settings.logger.parts(), "logger", run_start)
     trainer = _trainer(settings.trainer, precision, data, steps, [*callbacks, signals], loggers, run)
     if trainer.is_global_zero:
         if by_hydra:
             write_config(run, config)
         _print_start(settings, data, model, steps, run)
+        for notice in (
+            warmup_notice(settings, steps) if settings.trainer.max_steps < 0 else ()
+        ):  # else told at the start
+            print(f"Notice: {notice}")
         for key, (old, new) in changed.get("settings", {}).items():
             print(f"From step {changed['step']} on, {key} is {new}; before, it was {old}.")
     with _report_lost_processes(run):
@@ -277,6 +290,7 @@ def _data(settings: Train, architecture: str, tokenizer: Any, ends: list[int]) -
     source: BatchSource = build(
         {"_target_": method.datamodule},
         "method.datamodule",
+        (BatchSource,),
         tokenizer=tokenizer,
         kind=method.kind,
         head=method.head,

@@ -11,8 +11,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 import aira
+import aira.files
 import aira.models.tiny as tiny
 from aira.environment import differences, environment
+from aira.files import install_command
 
 
 def test_every_module_can_be_imported():
@@ -77,3 +79,14 @@ def test_environments_that_differ():
     then = {**now, "threads": now["threads"] + 1, "versions": {**now["versions"], "torch": "0"}}
     said = differences(then, now)
     assert len(said) == 2 and "threads" in said[0] and "torch was 0" in said[1]
+
+
+def test_how_an_extra_is_installed(tmp_path, monkeypatch):
+    """Catches advice that names a clone where there is none, and one that is not formed in the one place."""
+    assert install_command("sweep") == "pip install -e '.[sweep]'", "in a clone"
+    monkeypatch.setattr(aira.files, "__file__", str(tmp_path / "site-packages" / "aira" / "files.py"))
+    assert install_command("sweep") == "pip install 'aira[sweep]'"
+    written = [*(ROOT / "aira").rglob("*.py"), *(ROOT / "conf").rglob("*.yaml")]
+    of_a_clone = re.compile(r"pip install (-e|'?aira\[)|docs/reference\.md")
+    named = [file.name for file in written if of_a_clone.search(re.sub(r'""".*?"""', "", file.read_text(), flags=re.S))]
+    assert named == ["files.py"]

@@ -19,6 +19,7 @@ from aira.config.conf import options
 from aira.config.schema import Chat as ChatSettings
 from aira.data.turns import Message
 from aira.errors import AiraError
+from aira.files import install_command
 
 SHOWN = 1000
 """Characters of a text in the table of rows that were found."""
@@ -112,7 +113,7 @@ def serve(demo: Demo, language: str) -> tuple[Any, str]:
     try:
         import gradio as gr
     except ImportError as error:
-        raise AiraError("The demo needs Gradio: pip install -e '.[demo]'.") from error
+        raise AiraError(f"The demo needs Gradio: {install_command('demo')}.") from error
     from aira.chat.gate import Gate, names_of  # of Gradio's own libraries
 
     settings = demo.settings[language]

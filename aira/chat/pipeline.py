@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 
 from aira.config.check import check_value
 from aira.config.schema import Answering
+from aira.config.values import check_sampling
 from aira.data.texts import BadRow
 from aira.data.tokenize import tokenizer_hash
 from aira.data.trees import Tree
@@ -29,8 +30,6 @@ from aira.models.weights import weights_hash
 
 CHOSEN, UNCHOSEN, FLAGGED, EMPTY = "chosen", "unchosen", "flagged", "empty"
 
-LEAST = 1e-6
-"""A temperature below it, by which scores are divided, makes infinities of them."""
 
 DEFAULT_MESSAGES = {
     "en": "I am sorry, I have no good answer to that. Could you ask in another way?",
@@ -152,10 +151,7 @@ class Chat:
             AiraError: several candidates, and temperature 0; or a number is out of its range.
         """
         _check(n=n, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
-        if 0 < temperature < LEAST:
-            raise AiraError(f"temperature={temperature}: below {LEAST} scores overflow. 0 is greedy, with n=1.")
-        if n > 1 and temperature == 0:
-            raise AiraError(f"n={n} candidates would all be the same with temperature=0. Set n=1, or a temperature.")
+        check_sampling(n, temperature)
         self.n = n
         self.sampling: dict[str, float] = {"repetition_penalty": repetition_penalty}
         if temperature:

@@ -185,6 +185,10 @@ def _file_error(schema: type[BaseModel], keys: list[str], values: dict[str, Any]
     named = (
         f"{'.'.join(above)}={group['name']}" if len(above) == 1 and "name" in group else ".".join(above) or "the file"
     )
+    if missing and key == "_target_":
+        return (
+            f"{named} has no _target_: the class that it is, or a function that builds one; all else are its arguments."
+        )
     if missing:
         return f"{named}: its file has no {key}. Begin it with a line `defaults: [_base]`."
     kind, *_ = declared_type(schema, above, values)

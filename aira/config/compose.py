@@ -13,45 +13,71 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from aira.config.check import S, validate
-from aira.config.conf import CONF, conf_dirs, conf_file, groups, options, register_user_folders
+from aira.config.conf import CONF, check_own_file, conf_dirs, conf_file, groups, options, register_user_folders
 from aira.config.overrides import check_key, check_option, parse_override
 from aira.config.record import flatten, read_config, to_dict
 from aira.config.schema import COMMANDS, Answering, Evaluate, Train
 from aira.config.values import check_answering, check_evaluation, check_recipe, check_run
 from aira.errors import AiraError, reason_of
+from aira.files import install_command
 
 
-def build(settings: dict[str, Any], key: str, **objects: Any) -> Any:
+def build(settings: dict[str, Any], key: str, kinds: tuple[type, ...] = (object,), /, **objects: Any) -> Any:
     """Call the class or function that `_target_` names with all other settings, and with objects.
 
     Args:
         key: of the settings, for error messages.
+        kinds: the classes of which it is to be one.
 
     Raises:
-        AiraError: there is no such class or function, or it does not take these arguments.
+        AiraError: there is no such class or function, it does not take these arguments, or it is of another kind.
+    """
+    target, partial = settings["_target_"], check_target(settings, key, kinds)
+    try:
+        inspect.signature(partial.func).bind(*partial.args, **partial.keywords, **objects)
+    except (TypeError, ValueError) as error:  # a function in C may have no signature
+        raise AiraError(f"{key}: {target}: {error}. The other keys are its arguments, by name.") from error
+    try:
+        built = partial(**objects)
+    except ImportError as error:
+        raise AiraError(f"{key}: {target}: {reason_of(error)}") from error
+    if not isinstance(built, kinds):
+        raise _other_kind(key, target, kinds)
+    return built
+
+
+def check_target(settings: dict[str, Any], key: str, kinds: tuple[type, ...]) -> functools.partial[Any]:
+    """The class or function that `_target_` names, with the other settings as arguments, not called yet.
+
+    Args:
+        key, kinds: as of `build`; what a function gives is known only once it is called.
+
+    Raises:
+        AiraError: there is no such class or function, or the class is of another kind.
     """
     target = settings["_target_"]
     try:
-        partial = instantiate(settings, _partial_=True, _convert_="all")
+        partial: functools.partial[Any] = instantiate(settings, _partial_=True, _convert_="all")
     except InstantiationException as error:
         raise AiraError(
             f"{key}: {target} cannot be imported: {reason_of(error.__cause__ or error)} Is its module in the current "
             "folder, or on PYTHONPATH?"
         ) from error
-    try:
-        inspect.signature(partial.func).bind(*partial.args, **partial.keywords, **objects)
-    except TypeError as error:
-        raise AiraError(f"{key}: {target}: {error}. The other keys are its arguments, by name.") from error
-    try:
-        return partial(**objects)
-    except ImportError as error:
-        raise AiraError(f"{key}: {target}: {reason_of(error)}") from error
+    if isinstance(partial.func, type) and not issubclass(partial.func, kinds):
+        raise _other_kind(key, target, kinds)
+    return partial
+
+
+def _other_kind(key: str, target: str, kinds: tuple[type, ...]) -> AiraError:
+    wanted = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
+    return AiraError(f"{key}: {target} is no {wanted}, which is wanted there.")
 
 
 def chosen_model(overrides: list[str]) -> list[str]:
@@ -92,6 +118,9 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
             if group:
                 check_option(override, config_name)
         try:
+            for override, group in zip(parsed, is_group, strict=True):
+                for option in _chosen(override) if group and "/" not in override.key_or_group else ():
+                    check_own_file(override.key_or_group, option)
             group_overrides = [text for text, group in zip(overrides, is_group, strict=True) if group]
             compose_defaults = _cached_defaults if conf_dirs() == [CONF] else _defaults  # a user's files may change
             default_values, choices = compose_defaults(config_name, tuple(group_overrides))
@@ -119,6 +148,12 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     elif isinstance(settings, Answering):
         check_answering(settings)
     return cfg
+
+
+def _chosen(override: Override) -> list[str]:
+    """The options that an override of a group names."""
+    value = override.value()
+    return [str(option).removesuffix(".yaml") for option in (value if isinstance(value, list) else [value])]
 
 
 def _defaults(config_name: str, group_overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -204,7 +239,7 @@ def _compose_error(error: Exception, overrides: list[str], cfg: DictConfig | Non
             f"It has: {'; '.join(has)}. Choose another data group, or give a file with data.path=."
         )
     if "hydra/launcher" in str(error) or "hydra/sweeper" in str(error):
-        return f"{reason_of(error)}: pip install -e '.[cluster]' brings joblib and submitit_slurm."
+        return f"{reason_of(error)}: {install_command('cluster')} brings joblib and submitit_slurm."
     cause: BaseException | None = error
     while cause is not None and not str(cause).strip():
         cause = cause.__cause__

@@ -1,13 +1,17 @@
 """The folders of configuration files: the user's own, and Aira's `conf/`."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
+
+from aira.errors import AiraError, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
@@ -48,6 +52,30 @@ def conf_file(name: str) -> Path:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     raise FileNotFoundError(f"{name}.yaml is in none of {', '.join(map(str, conf_dirs()))}")
+
+
+def check_own_file(group: str, option: str) -> None:
+    """Check what Hydra takes for granted of an option's file, where it is the user's own.
+
+    Raises:
+        AiraError: it has no keys, or it begins with an option that does not exist.
+        yaml.YAMLError: it is not YAML.
+    """
+    file = conf_file(f"{group}/{option}")
+    if file.is_relative_to(CONF):
+        return
+    with file.open(encoding="utf-8") as stream:  # whose name an error has
+        content = yaml.safe_load(stream)
+    start = "Begin it with what it is made from, such as `defaults: [_base]`, and its `name:`."
+    if not content or not isinstance(content, dict):
+        raise AiraError(f"{file} has no keys. {start}")
+    above = content.get("defaults", [])
+    if not isinstance(above, list):
+        raise AiraError(f"{file}: defaults={above} is no list. {start}")
+    files = [other.stem for folder in conf_dirs() for other in (folder / group).glob("*.yaml")]
+    for name in above:
+        if isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) and name not in (*files, "_self_"):
+            raise AiraError(f"{file}: defaults: there is no {group} {name}. {nearest(name, files)}")
 
 
 def replacing_files() -> list[Path]:

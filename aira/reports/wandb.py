@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from aira.errors import AiraError
-from aira.files import markdown, read_json, write_atomically
+from aira.files import install_command, markdown, read_json, write_atomically
 from aira.reports.page import CURVES, evaluations, number
 from aira.reports.runs import Run
 from aira.tracking.login import online
@@ -28,7 +28,7 @@ def report(runs: list[Run], title: str, project: str, entity: str | None, file: 
     try:
         import wandb_workspaces.reports.v2 as library
     except ImportError as error:
-        raise AiraError("wandb=true needs wandb-workspaces: pip install -e '.[reports]'.") from error
+        raise AiraError(f"wandb=true needs wandb-workspaces: {install_command('reports')}.") from error
     logged_in = online()
     if not logged_in and file.exists() and "blocks" not in (read_json(file) or {}):
         raise AiraError(

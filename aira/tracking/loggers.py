@@ -3,6 +3,7 @@
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from aira.errors import AiraError
+from aira.files import install_command
 from aira.parts import Part, RunStart
 
 
@@ -26,4 +27,4 @@ class TensorBoard(Part):
         try:
             return TensorBoardLogger(run.folder, name="tensorboard", version="")
         except ModuleNotFoundError as error:
-            raise AiraError("logger=tensorboard needs TensorBoard: pip install -e '.[tensorboard]'.") from error
+            raise AiraError(f"logger=tensorboard needs TensorBoard: {install_command('tensorboard')}.") from error

@@ -1296,7 +1296,12 @@ MINE = {
     "nothing to begin with": ("name: mine\nconfig: {n_layer: 2}\n", r"its file has no \w+. Begin it with a line"),
     "a misspelt key": ("defaults: [gpt2-tiny]\nname: mine\nconfg: {n_layer: 2}\n", r"its key confg. .*'config'"),
     "a key of another": ("defaults: [gpt2-tiny]\nname: mine\nbatch_size: 2\n", r"nothing reads its key batch_size"),
-    "a misspelt base": ("defaults: [_tny]\nname: mine\n", "_tny"),
+    "a misspelt base": ("defaults: [_tny]\nname: mine\n", r"mine\.yaml: defaults: there is no model _tny\. .*'_tiny'"),
+    "a base that is no list": ("defaults: gpt2-tiny\nname: mine\n", r"mine\.yaml: defaults=gpt2-tiny is no list"),
+    "nothing": ("", r"mine\.yaml has no keys\. Begin it"),
+    "a comment alone": ("# mine\n", r"mine\.yaml has no keys"),
+    "a list": ("- gpt2-tiny\n", r"mine\.yaml has no keys"),
+    "a text": ("gpt2-tiny\n", r"mine\.yaml has no keys"),
 }
 
 
