@@ -44,6 +44,9 @@ from aira.models.weights import (
     without_report,
 )
 
+PURPOSES = {"reward", "harmless"}
+"""What a high score of the scorers that are trained here stands for."""
+
 
 def load_tokenizer(
     path: str,
@@ -225,7 +228,8 @@ def load_model(
             merged into those of its base, and all of them can be trained.
         tokenizer, added: from `load_tokenizer`.
         head: `lm`, or `score` for a single number a text.
-        label: what a high score means; it is kept in the configuration (`id2label`).
+        label: what a high score means; it is kept in the configuration (`id2label`). A head that was trained for the
+            other purpose is made anew, with a notice.
         config: see `load_config`.
         dropout: probability of every dropout layer; None keeps the configuration's own.
         lora: as in conf/model/_base.yaml.
@@ -244,7 +248,11 @@ def load_model(
         _set_dropout(settings, dropout)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     auto = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
-    scorer = score_label(settings) is not None
+    purpose = score_label(settings)
+    scorer, another = purpose is not None, {purpose, label} == PURPOSES
+    if another:
+        print(f"{path} was trained to score {purpose!r}, and this model is to score {label!r}: a new head is trained.")
+        vars(settings).pop("threshold", None)
     if head == "score":
         settings.num_labels, settings.id2label, settings.label2id = 1, {0: label}, {label: 0}
         # what pipelines go by: the sigmoid of a score that means harmless is a probability, a reward is a number
@@ -295,6 +303,8 @@ def load_model(
         _add_embeddings(model, added, len(tokenizer))
     if adapter:
         model = merged(model, adapter, brought, scorer=head == "score")
+    if another:
+        _renew_head(model)
     if not fresh:
         check_finite(path, model)
     model.config.update(special)  # only now: the old embeddings may have no row for a new pad token
@@ -347,6 +357,17 @@ def _forget_quantization(model: PreTrainedModel) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
         model.hf_quantizer = None
+
+
+def _renew_head(model: PreTrainedModel) -> None:
+    """Draw the weights of a scorer's head anew: of all modules beside the backbone."""
+    for name, module in model.named_modules():
+        if name and name.split(".")[0] != model.base_model_prefix and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=getattr(model.config, "initializer_range", 0.02))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 @torch.no_grad()

@@ -90,3 +90,19 @@ def test_a_prompt_without_room_is_said(tmp_path):
 def test_a_language_model_is_no_scorer(tmp_path):
     with pytest.raises(AiraError, match="no scorer"):
         ScoringModel(saved(tmp_path, "causal", LLAMA, head="lm"))
+
+
+@pytest.mark.parametrize("architecture, shape", [("causal", LLAMA), ("encoder", BERT)])
+def test_a_head_of_another_purpose_is_made_anew(tmp_path, capsys, architecture, shape):
+    """Catches a reward model that begins with the head and the threshold of a toxicity model, without a word."""
+    path = saved(tmp_path, architecture, shape)
+    tokenizer, added = load_tokenizer(path, architecture=architecture, head="score", template=None)
+    how = {"architecture": architecture, "head": "score", "attn_implementation": "sdpa"}
+    same, other = (load_model(path, tokenizer, added, label=label, **how) for label in ("harmless", "reward"))
+    assert capsys.readouterr().out.count("was trained to score 'harmless', and this model is to score 'reward'") == 1
+    assert same.config.threshold == -0.25 and not hasattr(other.config, "threshold")
+    equal = {name: torch.equal(value, other.get_parameter(name)) for name, value in same.named_parameters()}
+    heads = [name for name in equal if not name.startswith(f"{same.base_model_prefix}.") and name.endswith("weight")]
+    assert heads and not any(equal[name] for name in heads), "the head is another"
+    assert all(equal[name] for name in equal if name.startswith(f"{same.base_model_prefix}.")), "the backbone is not"
+    assert other.config.id2label == {0: "reward"}
