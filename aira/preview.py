@@ -87,6 +87,7 @@ def _epoch(data: DataModule, settings: Train) -> Iterator[str]:
         padded=data.padded,
         seed=data.seed,
         input_tokens=train.tokens,
+        shares=data.shares,
     )
     steps = list(plan)
     rows = [[int(train.lengths[i]) for i in row] for step in steps for row in step.rows]

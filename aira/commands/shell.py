@@ -277,7 +277,9 @@ def _paths(settings: Train | Evaluate) -> Iterator[tuple[str, str]]:
     if isinstance(settings, Evaluate):
         yield from (("models", path) for path in settings.models if "*" not in path)
         return
-    yield "data.path", settings.data.path
+    yield from (("data.mix", source.path) for source in settings.data.mix)
+    if not settings.data.mix:
+        yield "data.path", settings.data.path
     yield from (("data.exclude", file) for file in settings.data.exclude)
     if isinstance(settings.method, DPO) and settings.method.reference:
         yield "method.reference", settings.method.reference

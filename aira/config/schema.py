@@ -94,6 +94,18 @@ class Model(Section):
     max_length: Length | None = None
 
 
+class Mixed(Section):
+    """An entry of `data.mix`: a source, and how much of it an epoch has. Its keys are as those of conf/data."""
+
+    path: Text
+    weight: Positive = 1.0
+    split: Text = "train"
+    validation_split: Text = "validation"
+    revision: Text | None = None
+    max_examples: PositiveInt | None = None
+    columns: Columns | None = None
+
+
 class Data(Section):
     """conf/data."""
 
@@ -114,6 +126,8 @@ class Data(Section):
     num_workers: NonNegativeInt
     num_proc: PositiveInt
     consecutive_turns: Literal["keep", "join", "refuse"]
+    mix: list[Mixed]
+    mix_by: Literal["passes", "examples", "tokens"]
 
 
 class Method(Open):

@@ -38,6 +38,7 @@ class BatchSource(pl.LightningDataModule, ABC):
         layouts: what each split is read as, a line each.
         notices: further lines to be printed before training.
         batch_size: examples of one step over all ranks.
+        source_names: of the loaders of `val_dataloader`, where there are several.
         train, validation: the examples, or prompts, of one epoch and of one validation.
     """
 
@@ -45,6 +46,7 @@ class BatchSource(pl.LightningDataModule, ABC):
     key: str
     rows_key: str
     layouts: Sequence[str] = ()
+    source_names: Sequence[str] = ()
     notices: list[str]
     batch_size: int
     train: Sized
@@ -60,8 +62,8 @@ class BatchSource(pl.LightningDataModule, ABC):
         """The rest of the run, from the trainer's current step on; its length is that of the whole run."""
 
     @abstractmethod
-    def val_dataloader(self) -> Iterable[Batch]:
-        """One pass over `validation`; not a list, which Lightning would take for a list of loaders."""
+    def val_dataloader(self) -> Iterable[Batch] | Sequence[Iterable[Batch]]:
+        """One pass over `validation`; a list is one of loaders, whose losses are reported apart (`source_names`)."""
 
 
 class Generated:

@@ -6,16 +6,18 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import compress
-from typing import Any
+from pathlib import PurePath
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from aira.config.schema import Mixed
 from aira.data.batches import Batch, BatchSource, needs_equal_rows
 from aira.data.cells import pick, reachable
 from aira.data.labels import is_toxic, named_classes
@@ -30,7 +32,7 @@ from aira.data.schemas import (
     prompt_key,
     read_example,
 )
-from aira.data.sources import read
+from aira.data.sources import Source, read
 from aira.data.texts import BadRow
 from aira.data.tokenize import encode, separator_id, tokenize, usable
 from aira.data.trees import Row, Tree, pack, pad
@@ -40,14 +42,28 @@ TEXTS = {"text", "harmless", "harmful"}
 """Columns of lone texts."""
 
 
+class Part(NamedTuple):
+    """One source of a split: its rows, as they are read and as they are encoded."""
+
+    path: str
+    columns: dict[str, Any]  # see `aira.data.schemas.mapped_columns`
+    rows: Dataset
+    encoded: Dataset
+    usable: np.ndarray  # indices of usable examples in `encoded`
+
+
 class Split:
-    """The usable examples of one split: its rows for reading, encoded for training."""
+    """The usable examples of one split, of one source or several."""
 
     reference: np.ndarray | None = None
     """[examples, branches] log-probs by the reference model, for methods that need them."""
 
-    def __init__(self, rows: Dataset, encoded: Dataset, index: np.ndarray) -> None:
-        self.rows, self.encoded, self.index = rows, encoded, index
+    def __init__(self, parts: Sequence[Part], index: np.ndarray | None = None) -> None:
+        self.parts = parts
+        self.encoded = concatenate_datasets([part.encoded for part in parts]) if len(parts) > 1 else parts[0].encoded
+        self.starts = np.cumsum([0, *(len(part.encoded) for part in parts)])
+        usable = [start + part.usable for start, part in zip(self.starts, parts)]
+        self.index: np.ndarray = np.concatenate(usable) if index is None else index
         self.lengths, self.tokens, self.targets, self.cut = map(self._column, ("length", "tokens", "targets", "cut"))
         self.prompts = np.stack([self._column("prompt"), self._column("last")])  # [2, examples]
 
@@ -58,10 +74,20 @@ class Split:
         values: np.ndarray = self.encoded.data.column(name).to_numpy()[self.index]
         return values
 
+    def sources_of(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The sources that examples come from, as numbers."""
+        sources: np.ndarray = np.searchsorted(self.starts, np.asarray(indices), side="right") - 1
+        return sources
+
     def rows_of(self, indices: Sequence[int] | np.ndarray) -> list[int]:
-        """The rows of the source that examples come from."""
+        """The rows of their sources that examples come from."""
         rows: list[int] = self.encoded[np.asarray(indices).tolist()]["row"]
         return rows
+
+    def of_sources(self) -> list["Split"]:
+        """The split as one of each source that has usable examples."""
+        sources = self.sources_of(self.index)
+        return [self.select(np.flatnonzero(sources == i)) for i in np.unique(sources)]
 
     @property
     def labels(self) -> np.ndarray:
@@ -75,7 +101,7 @@ class Split:
 
     def select(self, chosen: np.ndarray) -> "Split":
         """The split with only some of its usable rows."""
-        return Split(self.rows, self.encoded, self.index[chosen])
+        return Split(self.parts, self.index[chosen])
 
 
 class _Steps:
@@ -147,28 +173,42 @@ class DataModule(BatchSource):
         padded: bool = False,
         seed: int = 0,
         cache_dir: str = "~/.cache/aira",
+        mix: Sequence[Mixed] = (),
+        mix_by: str = "passes",
     ) -> None:
         super().__init__()
         self.tokenizer, self.kind, self.columns, self.labels = tokenizer, kind, columns, labels
-        self.padded, self.seed = padded, seed
+        self.padded, self.seed, self.mix_by = padded, seed, mix_by
         self.batch_size, self.tokens_per_row, self.num_workers = batch_size, tokens_per_row, num_workers
-        source = read(path, revision=revision, cache_dir=cache_dir)
-        self.path, self.key = path, source.key
-        self.notices = list(source.notices)
+        self.mix = list(mix) or [
+            Mixed(
+                path=path,
+                split=split,
+                validation_split=validation_split,
+                revision=revision,
+                max_examples=max_examples,
+                columns=columns,
+            )
+        ]
+        self.source_names = _names([one.path for one in self.mix])
+        sources = [read(one.path, revision=one.revision, cache_dir=cache_dir) for one in self.mix]
+        self.path = " + ".join(one.path for one in self.mix)
+        self.key = "-".join(source.key for source in sources)
+        self.notices = [line for source in sources for line in source.notices]
         self.layouts = layouts = list[str]()
         excluded = self._excluded_keys(exclude, cache_dir)
 
-        def load(name: str) -> Split:
+        def load(one: Mixed, source: Source, name: str) -> Part:
             rows = source.split(name)
-            if name == split and max_examples is not None:
-                rows = rows.select(range(min(max_examples, len(rows))))
+            if name == one.split and one.max_examples is not None:
+                rows = rows.select(range(min(one.max_examples, len(rows))))
             encoded = tokenize(
                 rows,
                 tokenizer,
                 kind=kind,
-                source=f"{path} ({name})",
+                source=f"{one.path} ({name})",
                 key=f"{source.key}-{name}-{len(rows)}",
-                columns=columns,
+                columns=one.columns,
                 labels=labels,
                 max_length=max_length,
                 loss_on=loss_on,
@@ -179,57 +219,99 @@ class DataModule(BatchSource):
                 num_proc=num_proc,
                 consecutive=consecutive_turns,
             )
-            mapping = mapped_columns(kind, rows.column_names, columns, path)
-            layouts.append(f"{path} ({name}): {len(rows)} rows, {described(kind, rows.column_names, mapping)}.")
-            index, notices = usable(encoded, f"{path} ({name})", source.parts.get(name, ()))
+            mapping = mapped_columns(kind, rows.column_names, one.columns, one.path)
+            layouts.append(f"{one.path} ({name}): {len(rows)} rows, {described(kind, rows.column_names, mapping)}.")
+            index, notices = usable(encoded, f"{one.path} ({name})", source.parts.get(name, ()))
             self.notices += notices
             if not len(index):
-                raise AiraError(f"No row of {path} ({name}) can be used. {' '.join(notices)}")
-            return Split(rows, encoded, index)
+                raise AiraError(f"No row of {one.path} ({name}) can be used. {' '.join(notices)}")
+            return Part(one.path, mapping, rows, encoded, index)
 
-        self.train = load(split)
+        pairs = list(zip(self.mix, sources, strict=True))
+        self.train = Split([load(one, source, one.split) for one, source in pairs])
         if head == "lm":
             self._check_end({*ends, tokenizer.eos_token_id} - {None})
         if exclude:
             first, last = np.isin(self.train.prompts, excluded)
             remaining = ~(first | last)
             count = np.sum(~remaining)
-            self.notices.append(f"{path} ({split}): excluded {count} of {len(remaining)} rows by data.exclude.")
+            self.notices.append(f"{self.path}: excluded {count} of {len(remaining)} rows by data.exclude.")
             if not remaining.any():
-                raise AiraError(f"data.exclude={list(exclude)} leaves no row of {path} ({split}).")
+                raise AiraError(f"data.exclude={list(exclude)} leaves no row of {self.path}.")
             self.train = self.train.select(np.flatnonzero(remaining))
-        if validation_split in source.splits and validation_split != split:
-            self.validation = load(validation_split)
+        given = [one.validation_split in source.splits and one.validation_split != one.split for one, source in pairs]
+        if all(given):
+            self.validation = Split([load(one, source, one.validation_split) for one, source in pairs])
             first, last = np.isin(self.validation.prompts, self.train.prompts)
             shared = first | last
             if shared.any():
                 self.notices.append(
-                    f"{path} ({validation_split}): {shared.sum()} of {len(shared)} rows have a prompt or a text that "
-                    f"is also in {split}, so metrics on them do not show how well the model generalizes."
+                    f"{self.path}: {shared.sum()} of {len(shared)} rows for validation have a prompt or a text that "
+                    "is also trained on, so metrics on them do not show how well the model generalizes."
                 )
         else:
-            if validation_split not in (split, "validation"):
-                self.notices.append(
-                    f"{path} has no split '{validation_split}' for data.validation_split. It has: "
-                    f"{', '.join(source.splits)}. A part of {split} is held out."
-                )
+            for (one, source), has in zip(pairs, given, strict=True):
+                if has or one.validation_split not in (one.split, "validation"):
+                    problem = "is not read" if has else f"is no split of it (it has: {', '.join(source.splits)})"
+                    self.notices.append(
+                        f"{one.path}: the validation split '{one.validation_split}' {problem}. A part of the training "
+                        "rows is held out."
+                    )
             held_out = self._held_out(validation_fraction)
             self.validation = self.train.select(np.flatnonzero(held_out))
             self.train = self.train.select(np.flatnonzero(~held_out))
+        self.shares = self._shares()
         contents = [part.prompts.tobytes() + part.index.tobytes() for part in (self.train, self.validation)]
         self.rows_key = hashlib.sha256(b"-".join([self.key.encode(), *contents])).hexdigest()
         if kind in ("labelled", "harmful"):
             for name, part in (("training", self.train), ("validation", self.validation)):
-                self.notices.append(f"{path}, {name}: {self._class_counts(part)}.")
+                for of_source in part.of_sources():
+                    (source_number,) = np.unique(of_source.sources_of(of_source.index))
+                    counts = self._class_counts(of_source, of_source.parts[source_number])
+                    self.notices.append(f"{self.mix[source_number].path}, {name}: {counts}.")
         if kind == "labelled" and len({is_toxic(label) for label in self.train.labels.flatten()}) < 2:
             raise AiraError(
-                f"{path}: all training rows have the same label; a classifier needs two. Check data.labels. "
+                f"{self.path}: all training rows have the same label; a classifier needs two. Check data.labels. "
                 + " ".join(self.notices)
             )
 
-    def _class_counts(self, split: Split) -> str:
-        """The class that each label of a split was read as, with its number of rows."""
-        column = mapped_columns(self.kind, split.rows.column_names, self.columns, self.path).get("label")
+    def _shares(self) -> list[tuple[np.ndarray, int]] | None:
+        """How many examples of each source an epoch has; None for one source, with one pass over it.
+
+        Raises:
+            AiraError: it has none of a source, or of more than one.
+        """
+        if len(self.mix) == 1 and self.mix[0].weight == 1:
+            return None
+        sources = self.train.sources_of(self.train.index)
+        groups = [np.flatnonzero(sources == i) for i in range(len(self.mix))]
+        weights = np.array([one.weight for one in self.mix])
+        sizes = np.array([len(group) for group in groups])
+        if not sizes.all():
+            raise AiraError(f"data.mix: no row of {self.mix[int(sizes.argmin())].path} is left to train on.")
+        tokens = np.array([self.train.tokens[group].mean() for group in groups])
+        counts = {
+            "passes": sizes * weights,
+            "examples": sizes.sum() * weights / weights.sum(),
+            "tokens": (sizes * tokens).sum() * weights / weights.sum() / tokens,
+        }[self.mix_by]
+        whole = np.maximum(1, np.round(counts)).astype(int)
+        for one, size, count, each in zip(self.mix, sizes, whole, tokens, strict=True):
+            self.notices.append(
+                f"{one.path}: {count} of {whole.sum()} examples of an epoch ({count / size:.2f} passes over {size}), "
+                f"{100 * count * each / (whole * tokens).sum():.0f} % of its tokens."
+            )
+        return list(zip(groups, whole.tolist(), strict=True))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch; the last one may have fewer examples."""
+        count = len(self.train) if self.shares is None else sum(count for _, count in self.shares)
+        return -(-count // self.batch_size)
+
+    def _class_counts(self, split: Split, source: Part) -> str:
+        """The class that each label of a split, which is of one source, was read as, with its number of rows."""
+        column = source.columns.get("label")
         classes = ["toxic" if is_toxic(label) else "harmless" for label in split.labels[:, 0]]
         if column is None:
             return f"{len(split)} pairs of a harmless and a toxic text"
@@ -238,8 +320,8 @@ class DataModule(BatchSource):
             return "; ".join(
                 f"{kind}, where {meaning[kind]}: {count}" for kind, count in Counter(classes).most_common()
             )
-        names = named_classes(split.rows.features).get(column)
-        cells = split.rows.select_columns(column if column in split.rows.column_names else column.split(".")[0])
+        names = named_classes(source.rows.features).get(column)
+        cells = source.rows.select_columns(column if column in source.rows.column_names else column.split(".")[0])
         values = [pick(row, column) for row in cells.select(split.rows_of(split.index))]
         labels = [f"{cell} ({names[cell]})" if names else str(cell) for cell in values]
         counts = Counter(zip(labels, classes, strict=True)).most_common()
@@ -250,7 +332,7 @@ class DataModule(BatchSource):
         (example,) = self.examples(self.train, self.train.index[:1])
         if len(example.conversations[0]) == 1:
             return  # a document, which ends with the end token
-        encoded = encode(self.tokenizer, example.conversations[:1], sys.maxsize, "response")
+        encoded = encode(self.tokenizer, example.conversations[:1], sys.maxsize, "response", example.tools)
         if ends.isdisjoint(compress(encoded["branches"][0], encoded["scored"][0])):
             names = (
                 " or ".join(map(str, self.tokenizer.convert_ids_to_tokens(sorted(ends)))) or "the tokenizer has none"
@@ -324,18 +406,21 @@ class DataModule(BatchSource):
         Args:
             chosen: indices of examples, such as those of `Split.index`.
         """
-        mapping = mapped_columns(self.kind, split.rows.column_names, self.columns, self.path)
-        names = named_classes(split.rows.features)
-        return [read_example(self.kind, split.rows[int(i)], mapping, self.labels, names) for i in split.rows_of(chosen)]
+        parts = [split.parts[i] for i in split.sources_of(chosen)]
+        return [
+            read_example(self.kind, part.rows[row], part.columns, self.labels, named_classes(part.rows.features))
+            for part, row in zip(parts, split.rows_of(chosen), strict=True)
+        ]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The rest of the run, from the trainer's current step on; its length is that of the whole run."""
         assert self.trainer is not None
         return self._loader(self.train, steps=self.trainer.max_steps, start=self.trainer.global_step, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """One pass over the validation split."""
-        return self.once(self.validation)
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """One pass over the validation split, source by source."""
+        loaders = [self.once(split) for split in self.validation.of_sources()]
+        return loaders[0] if len(loaders) == 1 else loaders
 
     def once(self, split: Split) -> DataLoader[Batch]:
         """One pass over a split, in its order."""
@@ -357,6 +442,7 @@ class DataModule(BatchSource):
             ranks=self.trainer.world_size,
             equal_rows=needs_equal_rows(self.trainer),
             input_tokens=split.tokens,
+            shares=self.shares if shuffle else None,
         )
         return DataLoader(
             _Steps(split, self.tokenizer.pad_token_id or 0, separator_id(self.tokenizer), self.padded),  # type: ignore[arg-type]
@@ -366,6 +452,12 @@ class DataModule(BatchSource):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """Short names of sources, for metrics: of their files, with a number where two are equal."""
+    stems = [PurePath(path.rstrip("/")).stem or path for path in paths]
+    return [f"{stem}-{i}" if stems.count(stem) > 1 else stem for i, stem in enumerate(stems, start=1)]
 
 
 def _identity(batch: Any) -> Any:

@@ -1,6 +1,6 @@
 """Which examples make up which step, rank and row: planned from lengths alone, the same on every rank."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,6 +76,8 @@ class Plan(Sampler[Step]):
         start: the first step to run.
         equal_rows: give every rank the same number of rows, for strategies whose forward passes need all ranks.
         input_tokens: [examples] tokens of each example without padding; None if there is no padding (`lengths`).
+        shares: groups of examples, each with the number of its examples in an epoch: whole passes over the group, and
+            for the rest other examples in each epoch. None for one pass over all.
     """
 
     def __init__(
@@ -94,12 +96,14 @@ class Plan(Sampler[Step]):
         ranks: int = 1,
         equal_rows: bool = False,
         input_tokens: np.ndarray | None = None,
+        shares: Sequence[tuple[np.ndarray, int]] | None = None,
     ) -> None:
         self.lengths, self.scored = lengths, scored
         self.input_tokens = lengths if input_tokens is None else input_tokens
         self.batch_size, self.tokens_per_row, self.padded = batch_size, tokens_per_row, padded
         self.shuffle, self.seed, self.rank, self.ranks = shuffle, seed, rank, ranks
-        self.steps_per_epoch = -(-len(lengths) // batch_size)
+        self.shares = [(np.arange(len(lengths)), len(lengths))] if shares is None else shares
+        self.steps_per_epoch = -(-sum(count for _, count in self.shares) // batch_size)
         self.steps = self.steps_per_epoch if steps is None else steps
         self.start, self.equal_rows = start, equal_rows
 
@@ -108,9 +112,14 @@ class Plan(Sampler[Step]):
 
     def __iter__(self) -> Iterator[Step]:
         for epoch in range(self.start // self.steps_per_epoch, -(-self.steps // self.steps_per_epoch)):
-            order = np.arange(len(self.lengths))
+            random = np.random.default_rng([self.seed, epoch])
+            parts = []
+            for group, count in self.shares:
+                passes, rest = divmod(count, len(group))
+                parts += [group] * passes + ([random.permutation(group)[:rest]] if rest else [])
+            order = np.concatenate(parts)
             if self.shuffle:
-                np.random.default_rng([self.seed, epoch]).shuffle(order)
+                random.shuffle(order)
             first = epoch * self.steps_per_epoch
             for number in range(max(first, self.start), min(first + self.steps_per_epoch, self.steps)):
                 at = (number - first) * self.batch_size

@@ -206,24 +206,31 @@ class Method(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Reset the sums."""
-        self.validation_sums: Totals = {}
-        self.validation_count = 0.0
+        self.validation_sums: dict[int, tuple[Totals, float]] = {}
 
-    def validation_step(self, batch: Batch, _: int) -> None:
-        """Add up the sums of one batch; averages are over the whole validation set."""
+    def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
+        """Add up the sums of one batch of a source; averages are over the whole validation set."""
         totals = self._totals(batch)
         sums: Sums = {}
         with self.casts():
             for i, row in enumerate(batch.rows):
                 loss, more = self(self.row_loss, row, totals)
                 _add(sums, {"loss": loss, **more}, i < batch.real_rows)
-        for name, value in self._reduce(sums).items():
-            self.validation_sums[name] = self.validation_sums.get(name, 0.0) + value
-        self.validation_count += totals[self.unit]
+        before, count = self.validation_sums.get(dataloader_idx, ({}, 0.0))
+        added = {name: before.get(name, 0.0) + value for name, value in self._reduce(sums).items()}
+        self.validation_sums[dataloader_idx] = before | added, count + totals[self.unit]
 
     def validation_metrics(self) -> dict[str, float]:
-        """Metrics of the whole validation set, the same on every rank."""
-        return self.metrics(self.validation_sums, self.validation_count)
+        """Metrics of the whole validation set, and the loss of each of several sources, the same on every rank."""
+        whole: Totals = {}
+        for sums, _ in self.validation_sums.values():
+            whole |= {name: whole.get(name, 0.0) + value for name, value in sums.items()}
+        metrics = self.metrics(whole, sum(count for _, count in self.validation_sums.values()))
+        if len(self.validation_sums) > 1:
+            names = self.trainer.datamodule.source_names  # type: ignore[attr-defined]
+            for i, (sums, count) in self.validation_sums.items():
+                metrics[f"{names[i]}/loss"] = sums["loss"] / count
+        return metrics
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics."""

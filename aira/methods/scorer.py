@@ -54,10 +54,10 @@ class Scorer(Method):
         self.undefined = {}
         self._collected: list[tuple[list[int], list[list[float]]]] = []
 
-    def validation_step(self, batch: Batch, index: int) -> None:
+    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
         """Collect the scores of the batch with their row numbers."""
         self._batch_scores: list[Tensor] = []
-        super().validation_step(batch, index)
+        super().validation_step(batch, index, dataloader_idx)
         if batch.real_rows:
             self._collected.append((batch.indices, torch.cat(self._batch_scores[: batch.real_rows]).tolist()))
 
