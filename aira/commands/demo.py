@@ -5,7 +5,6 @@ It is served only to this machine, unless demo.host says otherwise.
 
 import sys
 
-from aira.chat.demo import Demo, serve
 from aira.commands.shell import command
 from aira.config.compose import compose_settings
 from aira.config.schema import Chat
@@ -20,6 +19,8 @@ def main() -> None:
     for key in ("prompt", "input", "output"):
         if getattr(settings, key) is not None:
             raise AiraError(f"{key}= is for `aira chat`; the demo is asked in a browser.")
+    from aira.chat.demo import Demo, serve  # torch is imported only after the configuration was checked
+
     demo = Demo(arguments)
     language = settings.language.code
     demo.chat(language)

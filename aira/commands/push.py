@@ -78,7 +78,12 @@ def push(run: str, repo: str, *, private: bool, send: bool) -> None:
         print(
             f"Sent: {api.upload_folder(repo_id=repo, folder_path=export, commit_message=f'{finished.name}, by Aira')}"
         )
-    except (LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except OfflineModeIsEnabled as error:
+        raise AiraError(
+            "Nothing was sent, since the hub is not asked: HF_HUB_OFFLINE=1 is set, or it did not answer. The same "
+            f"command sends it once there is a network; elsewhere, `hf upload {repo} {export}` does."
+        ) from error
+    except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:
         raise AiraError(f"The hub did not take it: {reason_of(error)} (`hf auth login` logs in.)") from error
 
 

@@ -1,5 +1,6 @@
 """Checks across keys: parts of a configuration that cannot be combined, and notices for the user."""
 
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -93,6 +94,7 @@ def check_evaluation(settings: Evaluate, given: Collection[str] = ()) -> None:
     Raises:
         AiraError: some cannot.
     """
+    check_device(settings.device)
     named = [key for key in given if key in ("model", "model.path")]
     if settings.compare:
         of_models = [*named, *(key for key in given if key == "models" or key.split(".")[0] == "eval")]
@@ -123,12 +125,23 @@ def check_answering(settings: Answering) -> None:
     Raises:
         AiraError: some cannot.
     """
+    check_device(settings.device)
     check_sampling(settings.n, settings.temperature)
     guard = settings.guard
     if guard.threshold is not None and guard.threshold_logit is not None:
         raise AiraError("guard.threshold and guard.threshold_logit are one limit in two units: set one of them.")
     if settings.toxicity_model == "none":
         check_guard(settings)
+
+
+def check_device(device: str) -> None:
+    """Check that a device has the name of one; whether it is there, torch knows.
+
+    Raises:
+        AiraError: it has not.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", device):
+        raise AiraError(f"device={device}: it is auto, cpu, or a GPU: cuda, or cuda:1 for the second one.")
 
 
 def check_guard(settings: Answering) -> None:

@@ -18,7 +18,7 @@ from aira.commands.push import main
             for name in ("a/b--c", "a/b..c", "a/-b", "a-/b", "a/.b", "a/b.git", f"a/{'b' * 96}")
         ),
         (["run={run}", "repo=me/model", "pusch=true"], "Did you mean 'push'?"),
-        (["run={run}", "repo=me/model", "push=true"], "The hub did not take it"),
+        (["run={run}", "repo=me/model", "push=true"], "Nothing was sent, since the hub is not asked: HF_HUB_OFFLINE=1"),
     ],
 )
 def test_errors(tmp_path, monkeypatch, capsys, make, arguments, message):

@@ -814,6 +814,16 @@ def test_what_checks_names_is_light():
 
 
 @pytest.mark.parametrize(
+    "name", ["train", "evaluate", "chat", "demo", "pipeline", "push", "report", "rejection_sampling"]
+)
+def test_help_is_light(name):
+    """Catches help that waits for torch."""
+    code = f"import sys, aira.commands.{name}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.parametrize(
     "line, said",
     [
         ("model.path=last", "model.path=last is for evaluate and chat: name the run's folder."),
@@ -1158,6 +1168,9 @@ NOT_TOGETHER = [
     ("evaluate", "eval.tasks=[piqa] eval.not_averaged=[pika]", "pika is none of eval.tasks=[piqa]"),
     ("evaluate", "eval=aira-en eval.num_fewshot={piqa:1}", "'++eval.num_fewshot={piqa:1}'"),
     ("evaluate", "eval.data_dir=nowhere", "eval.data_dir=nowhere: there is no such folder"),
+    ("evaluate", "device=gpu", "device=gpu: it is auto, cpu, or a GPU: cuda, or cuda:1"),
+    ("chat", "device=0", "device=0"),
+    ("chat", "device=cuda:a", "device=cuda:a: it is auto"),
     ("chat", "n=4 temperature=0", "candidates would all be the same"),
     ("chat", "temperature=1e-9", "scores overflow"),
     ("chat", "guard.threshold=0.3 guard.threshold_logit=5", "one limit in two units"),
