@@ -190,7 +190,6 @@ class DataModule(BatchSource):
                 columns=columns,
             )
         ]
-        self.source_names = _names([one.path for one in self.mix])
         sources = [read(one.path, revision=one.revision, cache_dir=cache_dir) for one in self.mix]
         self.path = " + ".join(one.path for one in self.mix)
         self.key = "-".join(source.key for source in sources)
@@ -261,6 +260,8 @@ class DataModule(BatchSource):
             self.validation = self.train.select(np.flatnonzero(held_out))
             self.train = self.train.select(np.flatnonzero(~held_out))
         self.shares = self._shares()
+        names, present = _names([one.path for one in self.mix]), self.validation.sources_of(self.validation.index)
+        self.source_names = [names[i] for i in np.unique(present)]
         contents = [part.prompts.tobytes() + part.index.tobytes() for part in (self.train, self.validation)]
         self.rows_key = hashlib.sha256(b"-".join([self.key.encode(), *contents])).hexdigest()
         if kind in ("labelled", "harmful"):

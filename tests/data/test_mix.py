@@ -89,6 +89,13 @@ def test_one_prompt_in_two_sources(mixed, tokenizer, tmp_path):
     assert any(text.startswith("SHORT") for text in texts) and any(text.startswith("short") for text in texts)
 
 
+def test_names_are_of_the_sources_that_are_validated(mixed):
+    """Catches a loss under the name of another source, where one has no rows held out."""
+    data = mixed({"max_examples": 1}, {}, validation_fraction=0.05, seed=1)
+    present = np.unique(data.validation.sources_of(data.validation.index))
+    assert data.source_names == [("short", "long")[i] for i in present]
+
+
 def test_keys_tell_mixtures_apart(mixed):
     """Catches a run that is resumed with another mixture as if it were the same."""
     keys = [mixed(*weights).rows_key for weights in (({}, {}), ({}, {"max_examples": 39}))]
@@ -108,7 +115,7 @@ def test_from_the_command_line(mixed, tmp_path):
     ):
         with pytest.raises(AiraError, match=message):
             compose_settings(Train, [wrong])
-    arguments = ["trainer.max_steps=2", "callbacks.samples.exact_match=0"]
+    arguments = ["trainer.max_steps=2", "data.validation_fraction=0.3", "callbacks.samples.exact_match=0"]
     run(mix, *arguments, cwd=tmp_path)
     results = json.loads((run_folder(tmp_path) / "metrics.json").read_text())
     apart = [results[f"val/{name}/loss"] for name in ("short", "long")]
