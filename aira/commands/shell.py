@@ -27,10 +27,10 @@ from aira.config.conf import CONFIG_DIR, conf_file, replacing_files
 from aira.config.help import describe
 from aira.config.overrides import parse_override, translate_option
 from aira.config.record import to_dict_without_env
-from aira.config.schema import DPO, Evaluate, Sweep, Train
+from aira.config.schema import DPO, Data, Evaluate, Sweep, Train
 from aira.config.spaces import examples
 from aira.config.values import notices
-from aira.errors import AiraError, Stopped, reason_of
+from aira.errors import AiraError, Stopped, nearest, reason_of
 from aira.files import (
     check_exists,
     check_writable,
@@ -125,11 +125,8 @@ def _check(config_name: str, arguments: Namespace) -> None:
                 _check_names(settings)
             check_writable("output_dir", settings.output_dir)
             check_writable("cache_dir", settings.cache_dir)
-            if isinstance(settings, Train) and Path(settings.data.path).is_file() and settings.data.split != "train":
-                raise AiraError(
-                    f"data.split={settings.data.split}: {settings.data.path} is one file, which is the split train. "
-                    "Leave it out, or give a folder with a file for each split."
-                )
+            if isinstance(settings, Train) and not settings.data.mix and Path(settings.data.path).is_file():
+                _check_file(settings.data)
             if isinstance(settings, Train) and isinstance(settings.sweep, Sweep):
                 for example in examples(settings.sweep.space):
                     compose_config(config_name, [*overrides, example])
@@ -269,6 +266,31 @@ def _check_names(settings: Evaluate) -> None:
         model_folder(folder)
     if not settings.compare:
         models_by_name(settings)
+
+
+def _check_file(data: Data) -> None:
+    """Check the split and the columns of a file of data, as far as its first rows tell."""
+    from aira.data.layout import format_of
+    from aira.data.rows import read_rows
+
+    file = Path(data.path)
+    if data.split != "train":
+        raise AiraError(
+            f"data.split={data.split}: {file} is one file, which is the split train. Leave it out, or give a folder "
+            "with a file for each split."
+        )
+    if not data.columns or format_of(file) not in (".csv", ".tsv", ".json", ".jsonl"):
+        return
+    rows = list(itertools.islice(read_rows(file), 1 if format_of(file) in (".csv", ".tsv") else FIRST_ROWS))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    wanted = [one for of in data.columns.values() for one in (of if isinstance(of, list) else [of])]
+    missing = [name for name in wanted if name not in names and name.split(".")[0] not in names]
+    if names and missing and (format_of(file) in (".csv", ".tsv") or len(rows) < FIRST_ROWS):
+        raise AiraError(f"data.columns: {file} has no column {missing[0]}. {nearest(missing[0], names)}")
+
+
+FIRST_ROWS = 1000
+"""Rows of a file of JSON that are read before torch is loaded; a later one may have further columns."""
 
 
 def _paths(settings: Train | Evaluate) -> Iterator[tuple[str, str]]:

@@ -175,10 +175,18 @@ LEAST_TEMPERATURE = 1e-6
 
 Condition = Callable[[Train], bool]
 
+ONE_SOURCE = ("path", "split", "validation_split", "revision", "columns", "max_examples")
+"""Keys of `data` that an entry of data.mix has for itself."""
+
 READ_IF: tuple[tuple[str, Condition, str], ...] = (
     ("method.gamma", lambda run: getattr(run.method, "loss", "simpo") == "simpo", "method.loss=simpo"),
     ("data.labels", lambda run: run.method.kind == "labelled", "labelled data, as of method=toxicity"),
-    ("data.revision", lambda run: not _is_local(run.data.path), "a data set on the hub"),
+    ("data.revision", lambda run: bool(run.data.mix) or not _is_local(run.data.path), "a data set on the hub"),
+    *(
+        (f"data.{key}", lambda run: not run.data.mix, "a run without data.mix, whose entries have their own")
+        for key in ONE_SOURCE
+    ),
+    ("data.mix_by", lambda run: len(run.data.mix) > 1, "several entries of data.mix"),
     ("model.revision", lambda run: not _is_local(run.model.path), "a model on the hub"),
     ("model.trust_remote_code", lambda run: not run.model.path.startswith("pkg://"), "a model with code of its own"),
     ("model.lora.alpha", lambda run: run.model.lora.r > 0, "model.lora.r above 0"),

@@ -21,8 +21,8 @@ from aira.models.head import chunks, lm_head
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """What is asked, as text, and the token ids of its context and of its continuation."""
 
-Answer = tuple[float, bool]
-"""The continuation's log-likelihood, and whether it is what greedy decoding gives."""
+LogLikelihood = tuple[float, bool]
+"""That of a continuation, and whether it is what greedy decoding gives."""
 
 
 class PackedLM(HFLM):  # type: ignore[misc]
@@ -53,33 +53,33 @@ class PackedLM(HFLM):  # type: ignore[misc]
         super().__init__(model.eval(), tokenizer=tokenizer, backend="causal", **settings)
         log.setLevel(level)
         self.tokens_per_row, self.autocast = tokens_per_row, autocast
-        self._asked: list[Any] = []  # requests of the call that is under way, for messages
+        self._requests: list[Any] = []  # requests of the call that is under way, for messages
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """Take a store of answers, in which a log-likelihood that is no number is no answer."""
-        kept = getattr(cache_hook, "dbdict", None)
-        if kept is not None:
-            for key, value in list(kept.items()):
+        """Take a store of responses, without the log-likelihoods in it that are no numbers."""
+        store = getattr(cache_hook, "dbdict", None)
+        if store is not None:
+            for key, value in list(store.items()):
                 number = next(iter(value), None) if isinstance(value, (tuple, list)) else value
                 if not isinstance(number, str) and not (isinstance(number, (int, float)) and number < math.inf):
-                    del kept[key]
+                    del store[key]
         super().set_cache_hook(cache_hook)
 
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
-        """The answers to the harness's requests.
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[LogLikelihood]:
+        """The log-likelihoods of the harness's requests.
 
         Raises:
             AiraError: the model gives one of them no number.
         """
-        self._asked = requests
+        self._requests = requests
         try:
-            found: list[Answer] = super().loglikelihood(requests, disable_tqdm)
+            responses: list[LogLikelihood] = super().loglikelihood(requests, disable_tqdm)
         finally:
-            self._asked = []
-        return found
+            self._requests = []
+        return responses
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answers to the harness's requests.
+        """Generated continuations of the harness's requests.
 
         Raises:
             AiraError: they would be made of logits that are no numbers.
@@ -91,14 +91,16 @@ class PackedLM(HFLM):  # type: ignore[misc]
 
         hook = self.model.get_output_embeddings().register_forward_hook(checked)
         try:
-            found: list[str] = super().generate_until(requests, disable_tqdm)
+            texts: list[str] = super().generate_until(requests, disable_tqdm)
         finally:
             hook.remove()
-        return found
+        return texts
 
-    def _no_number(self, number: int, request: Request) -> AiraError:
+    def _not_finite(self, number: int, request: Request) -> AiraError:
         """What to say where the model's output is no probability distribution."""
-        row = f" (task {self._asked[number].task_name}, row {self._asked[number].doc_id})" if self._asked else ""
+        row = (
+            f" (task {self._requests[number].task_name}, row {self._requests[number].doc_id})" if self._requests else ""
+        )
         text = self.tokenizer.decode(request[1][-12:] + request[2][:12])
         return AiraError(
             f"{self.model.name_or_path} gives no number as the log-likelihood of …{text!r}{row}: its logits are NaN or "
@@ -109,14 +111,14 @@ class PackedLM(HFLM):  # type: ignore[misc]
     @torch.inference_mode()
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[Answer]:
+    ) -> list[LogLikelihood]:
         sequences: dict[tuple[tuple[int, ...], int], list[int]] = {}  # equal ones are computed once
         for i, (_, context, continuation) in enumerate(requests):
-            kept = tuple((context + continuation)[-(self.max_length + 1) :])  # as the harness cuts, from the left
-            sequences.setdefault((kept, len(kept) - len(continuation)), []).append(i)
+            ids = tuple((context + continuation)[-(self.max_length + 1) :])  # as the harness truncates, from the left
+            sequences.setdefault((ids, len(ids) - len(continuation)), []).append(i)
         tokens, contexts = [ids for ids, _ in sequences], [context for _, context in sequences]
-        asked = list(sequences.values())
-        found: list[Answer | None] = [None] * len(requests)
+        numbers = list(sequences.values())  # of the requests of each sequence
+        responses: list[LogLikelihood | None] = [None] * len(requests)
         with tqdm(total=len(requests), desc="Log-likelihoods", disable=disable_tqdm or self.rank != 0) as bar:
             for group in plan([ids[:-1] for ids in tokens], contexts, self.tokens_per_row):
                 cached = None
@@ -132,17 +134,17 @@ class PackedLM(HFLM):  # type: ignore[misc]
                 for members in fill_rows(longest_first, lengths, self.tokens_per_row, padded=False):
                     row = pack([trees[i] for i in members], group.cached, last=False)
                     indices = [i for member in members for i in group.trees[member]]
-                    for i, answer in zip(indices, self._answers(row, len(indices), cached), strict=True):
-                        for number in asked[i]:
-                            if math.isnan(answer[0]):
-                                raise self._no_number(number, requests[number])
-                            found[number] = answer
+                    for i, response in zip(indices, self._score(row, len(indices), cached), strict=True):
+                        for number in numbers[i]:
+                            if math.isnan(response[0]):
+                                raise self._not_finite(number, requests[number])
+                            responses[number] = response
                             if requests[number][0] is not None:
-                                self.cache_hook.add_partial("loglikelihood", requests[number][0], answer)
-                        bar.update(len(asked[i]))
-        return [answer for answer in found if answer is not None]
+                                self.cache_hook.add_partial("loglikelihood", requests[number][0], response)
+                        bar.update(len(numbers[i]))
+        return [response for response in responses if response is not None]
 
-    def _answers(self, row: Row, count: int, cached: Prefix | None) -> list[Answer]:
+    def _score(self, row: Row, count: int, cached: Prefix | None) -> list[LogLikelihood]:
         """The log-likelihoods of a row's branches: NaN where logits are no numbers, -inf for an impossible token."""
         row = move_data_to_device(row, self.device)
         sums = torch.zeros(count, device=self.device)
@@ -153,9 +155,9 @@ class PackedLM(HFLM):  # type: ignore[misc]
             for part in chunks(len(row.target)):
                 logits = head(hidden[part]).float()
                 log_z = logits.logsumexp(-1)
-                chosen = logits.gather(1, row.target[part, None])[:, 0] - log_z
-                chosen = torch.where(log_z.isfinite(), chosen, torch.nan)
-                sums.index_add_(0, row.branch[part], chosen)
-                missed = logits.argmax(-1) != row.target[part]
-                greedy[row.branch[part][missed]] = False
+                log_probs = logits.gather(1, row.target[part, None])[:, 0] - log_z
+                log_probs = torch.where(log_z.isfinite(), log_probs, torch.nan)
+                sums.index_add_(0, row.branch[part], log_probs)
+                not_greedy = logits.argmax(-1) != row.target[part]
+                greedy[row.branch[part][not_greedy]] = False
         return list(zip(sums.tolist(), greedy.tolist(), strict=True))

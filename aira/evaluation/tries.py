@@ -84,7 +84,7 @@ def _groups(shared: np.ndarray, run: Run) -> tuple[int, list[tuple[int, list[Run
         return 0, [(0, [run])]
     least, parts = _cut(shared, run)
     solved = [_groups(shared, part) for part in parts]
-    saved, groups = sum(tokens for tokens, _ in solved), [group for _, found in solved for group in found]
+    saved, groups = sum(tokens for tokens, _ in solved), [group for _, inner in solved for group in inner]
     as_one_tree = least * (run[1] - run[0] - 1)
     inside, trees = _trees(shared, run, least) if least >= SHORTEST else (0, [])
     if inside and as_one_tree + inside > saved:

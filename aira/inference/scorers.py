@@ -99,7 +99,7 @@ class ScoringModel:
             AiraError: a score is no number.
         """
         lengths = np.array([(padded_length if self.padded else tree_length)(tree.branches) for tree in trees])
-        found: list[list[float]] = [[] for _ in trees]
+        results: list[list[float]] = [[] for _ in trees]
         longest_first = np.argsort(-lengths, kind="stable").tolist()
         for indices in fill_rows(longest_first, lengths, self.tokens_per_row, self.padded):
             chosen = [trees[i] for i in indices]
@@ -107,12 +107,12 @@ class ScoringModel:
             with torch.autocast(torch.device(self.device).type, self.autocast, enabled=self.autocast is not None):
                 values = iter(scores(self.model, move_data_to_device(row, self.device)).tolist())
             for i in indices:
-                found[i] = [next(values) for _ in trees[i].branches]
-                if not all(map(math.isfinite, found[i])):
+                results[i] = [next(values) for _ in trees[i].branches]
+                if not all(map(math.isfinite, results[i])):
                     text = self.tokenizer.decode(trees[i].branches[0], skip_special_tokens=True)
                     raise AiraError(
                         f"{self.path} gives {names[i] if names else 'a text'} ({text[:60]!r}…) a score that is no "
-                        f"number ({found[i]}), by which nothing can be told. Its weights, or the precision that it "
+                        f"number ({results[i]}), by which nothing can be told. Its weights, or the precision that it "
                         "runs in, are to blame: train it again, or take another checkpoint."
                     )
-        return found
+        return results

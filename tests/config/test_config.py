@@ -829,12 +829,22 @@ def test_help_is_light(name):
         ("model.path=last", "model.path=last is for evaluate and chat: name the run's folder."),
         ("method=dpo model.path=a method.reference=last", "method.reference=last is for evaluate and chat"),
         ("data.path=rows.jsonl data.split=english", "data.split=english: rows.jsonl is one file"),
+        (
+            "data.path=rows.jsonl data.columns={prompt:qestion}",
+            "rows.jsonl has no column qestion. Did you mean 'question'?",
+        ),
+        (
+            "data.path=rows.csv data.columns={prompt:[question,ansr]}",
+            "rows.csv has no column ansr. Did you mean 'answer'?",
+        ),
+        ("data.path=rows.csv data.columns={prompt:turns.0}", "rows.csv has no column turns.0."),
     ],
 )
 def test_names_of_a_run(tmp_path, monkeypatch, capsys, line, said):
     """Catches `last` that is asked for on the hub, and a split that a file cannot have."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows.jsonl").write_text("{}")
+    (tmp_path / "rows.jsonl").write_text('{"question": "a"}\n{"question": "b", "answer": "c"}\n')
+    (tmp_path / "rows.csv").write_text("question,answer\na,b\n")
     monkeypatch.setattr(sys, "argv", ["train.py", *line.split(" ")])
     with pytest.raises(SystemExit):
         check("train")
@@ -1143,6 +1153,10 @@ UNREAD = {
     "schedule.warmup=499 trainer.max_steps=500": None,
     "schedule.warmup=600": None,
     "optimizer.lr=0": "optimizer.lr",
+    "data.path=a data.mix=[{path:b}]": "data.path",
+    "data.max_examples=3 data.mix=[{path:b}]": "data.max_examples",
+    "data.mix_by=tokens": "data.mix_by",
+    "data.mix_by=tokens data.mix=[{path:a},{path:b}]": None,
 }
 """Settings that change nothing, each with the key that is told of; None where it does."""
 
