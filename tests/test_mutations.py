@@ -36,15 +36,15 @@ MUTATIONS = (
     Mutation(
         "positions that are off by one",
         "aira/data/trees.py",
-        "positions.append(torch.arange(shared, shared + length))",
-        "positions.append(torch.arange(shared + 1, shared + length + 1))",
+        "positions.append(torch.arange(len(laid_out) - (to - at), len(laid_out)))",
+        "positions.append(1 + torch.arange(len(laid_out) - (to - at), len(laid_out)))",
         "tests/models/test_packed.py",
     ),
     Mutation(
         "a branch that does not see its prefix",
         "aira/data/trees.py",
-        "(owner[:, None] == owner[None, :]) | (owner[None, :] == 0)",
-        "owner[:, None] == owner[None, :]",
+        "together[owner[:, None], owner[None, :]]",
+        "(owner[:, None] == owner[None, :])",
         "tests/models/test_packed.py",
     ),
     Mutation(
@@ -86,16 +86,30 @@ MUTATIONS = (
     Mutation(
         "classes that change places in the loss",
         "aira/methods/toxicity.py",
-        "harmless = (labels == HARMLESS)",
-        "harmless = (labels == TOXIC)",
+        "1 - labels.to(scores.dtype)",
+        "labels.to(scores.dtype)",
         "tests/methods/test_toxicity.py",
     ),
     Mutation(
         "a label that is read as the other one",
-        "aira/data/schemas.py",
+        "aira/data/labels.py",
         '("0", "false", "harmless", "non-toxic", "not-toxic", "non-hateful"), HARMLESS',
         '("0", "false", "harmless", "non-toxic", "not-toxic", "non-hateful"), TOXIC',
         "tests/data/test_pairs_and_labels.py",
+    ),
+    Mutation(
+        "a turn that is trained on another history than generation sees",
+        "aira/data/tokenize.py",
+        "if all(whole.startswith(turn.text) for turn in turns):",
+        "if True:",
+        "tests/data/test_templates.py",
+    ),
+    Mutation(
+        "a pair that is judged the other way round",
+        "aira/data/schemas.py",
+        'if named[0] == first else ("second", "first")',
+        'if named[0] != first else ("second", "first")',
+        "tests/data/test_layouts.py",
     ),
     Mutation(
         "a reference that is taken for another model's",

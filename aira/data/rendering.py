@@ -57,13 +57,10 @@ def render(
         BadRow: the template refuses the conversation, leaves a part of it out, or has no place to answer.
     """
     messages, tools, notes = _as_text(tokenizer.chat_template or "", messages, tools)
-    repeated = any(
-        one["role"] == other["role"] != "tool" and not one.get("tool_calls") for one, other in pairwise(messages)
-    )
-    if repeated and consecutive == "refuse":
+    if consecutive == "refuse" and _has_consecutive(messages):
         raise BadRow("consecutive turns of one role")
     problem = BadRow("")
-    for variant, more in _variants(messages, repeated and consecutive == "join", repeated):
+    for variant, more in _variants(messages, consecutive == "join"):
         try:
             return _turns(tokenizer, variant, tools, last), [*notes, *more]
         except BadRow as error:
@@ -71,8 +68,33 @@ def render(
     raise problem
 
 
-def _variants(messages: list[Message], join: bool, repeated: bool) -> Iterator[tuple[list[Message], list[str]]]:
+def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
+    """A conversation as the text after which an answer is asked for, in the same forms as `render` trains on.
+
+    Raises:
+        BadRow: the template refuses the conversation, or leaves a part of it out.
+    """
+    messages, tools, _ = _as_text(tokenizer.chat_template or "", messages, ())
+    problem = BadRow("")
+    for variant, _ in _variants(messages, join=False):
+        try:
+            return _before(tokenizer, variant, tools)
+        except BadRow as error:
+            problem = problem if str(problem) else error
+    raise problem
+
+
+def _has_consecutive(messages: list[Message]) -> bool:
+    """Whether two turns of one role follow each other, those of tools aside."""
+    return any(
+        one["role"] == other["role"] != "tool" and not one.get("tool_calls") for one, other in pairwise(messages)
+    )
+
+
+def _variants(messages: list[Message], join: bool) -> Iterator[tuple[list[Message], list[str]]]:
     """The conversation as it is, and in forms that more templates take."""
+    repeated = _has_consecutive(messages)
+    join &= repeated
     joined = (_joined(messages), [JOINED])
     if not join:
         yield messages, []
@@ -178,17 +200,26 @@ def _turns(
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     turns = []
     for i in answers[-1:] if last else answers:
-        prompt = messages[:i]
-        before = apply(tokenizer, prompt, tools, add_generation_prompt=True)
+        before = _before(tokenizer, messages[:i], tools)
         after = apply(tokenizer, messages[: i + 1], tools)
-        for message in prompt:
-            if message["role"] in ("system", "user") and message["content"].strip() not in before:
-                raise BadRow(f"the chat template leaves out a {message['role']} turn, or changes its text")
         text = after if after.startswith(before) else _after_opened_reasoning(before, after, messages[i])
         if messages[i]["content"].strip() not in text[len(before) :]:
             raise BadRow("the chat template leaves out an answer, or changes its text")
         turns.append(Turn(text, len(before), messages[i].get("train", True)))
     return turns
+
+
+def _before(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Sequence[dict[str, Any]]) -> str:
+    """The text after which an answer is asked for.
+
+    Raises:
+        BadRow: the template refuses the turns, or the text of one is not in it.
+    """
+    text = apply(tokenizer, messages, tools, add_generation_prompt=True)
+    for message in messages:
+        if message["role"] in ("system", "user") and message["content"].strip() not in text:
+            raise BadRow(f"the chat template leaves out a {message['role']} turn, or changes its text")
+    return text
 
 
 def _after_opened_reasoning(before: str, after: str, answer: Message) -> str:
@@ -224,7 +255,7 @@ def apply(
             shown, tools=list(tools) or None, tokenize=False, add_generation_prompt=add_generation_prompt
         )
     except Exception as error:  # a template is third-party code
-        raise BadRow(f"the chat template refuses it: {reason_of(error)}") from error
+        raise BadRow(f"the chat template refuses the conversation: {reason_of(error)}") from error
     if len(text) > LONGEST * (1 + sum(len(message["content"]) for message in messages) + len(str(tools))):
         raise BadRow(f"the chat template makes {len(text)} characters of it")
     return text

@@ -9,8 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from aira.data.control import as_text
+from aira.data.rendering import prompt_text
+from aira.data.texts import BadRow
 from aira.data.turns import Message
-from aira.errors import AiraError, reason_of
+from aira.errors import AiraError
 from aira.models.families import context_length
 from aira.models.forward import unwrap
 from aira.models.loading import as_list
@@ -34,13 +36,10 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> l
         raise AiraError("A message has half of a character (a surrogate that stands alone), and is no text.") from error
     reader, messages = as_text(tokenizer, messages)
     try:
-        ids: list[int] = reader.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=True, return_dict=False
-        )
-    except Exception as error:  # a template is a program of others
-        raise AiraError(
-            f"{tokenizer.name_or_path}: its chat template refuses the conversation: {reason_of(error)}"
-        ) from error
+        text = prompt_text(reader, messages)
+    except BadRow as error:
+        raise AiraError(f"{tokenizer.name_or_path} cannot be asked: {error}.") from error
+    ids: list[int] = reader(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
         raise AiraError(f"{tokenizer.name_or_path}: its chat template makes nothing of the conversation.")
     return ids

@@ -135,14 +135,17 @@ def test_each_turn_trains_on_what_generation_sees(tokenizers, name, system):
         asked = [turn("user", "Be brief.\n\nWhat is 2 + 2?"), *asked[1:]]
     if name in ("llama3", "gemma", "phi3", "mistral"):  # which know no reasoning
         asked = [
-            message | {"content": f"<think>\n{message['reasoning_content']}\n</think>\n\n{message['content']}"}
+            turn("assistant", f"<think>\n{message['reasoning_content']}\n</think>\n\n{message['content']}")
             if "reasoning_content" in message
             else message
             for message in asked
         ]
     at = [i for i, message in enumerate(asked) if message["role"] == "assistant"]
     found = answers(tokenizer, encoded)
-    assert [before for before, _ in found] == [prompt_ids(tokenizer, asked[:i]) for i in at]
+    sequence = {"tokenize": True, "return_dict": False, "add_generation_prompt": True}
+    assert [before for before, _ in found] == [tokenizer.apply_chat_template(asked[:i], **sequence) for i in at]
+    of_messages = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    assert [before for before, _ in found] == [prompt_ids(tokenizer, messages[:i]) for i in of_messages]
     for i, (_, text) in zip(at, found, strict=True):
         assert asked[i]["content"] in text and "user" not in text
         reasoning = asked[i].get("reasoning_content")

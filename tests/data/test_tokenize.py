@@ -188,7 +188,7 @@ def test_native_template_that_refuses(tokenizer):
     """Catches a traceback where a template knows no system message or wants turns in alternation."""
     strict = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     strict.chat_template = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(BadRow, match="refuses it: System role not supported"):
+    with pytest.raises(BadRow, match="refuses the conversation: System role not supported"):
         encode(strict, [CONVERSATIONS["system"]], 600, "completion")
 
 

@@ -163,17 +163,17 @@ DAMAGE = {
     "a tokenizer of another form": (content("tokenizer.json", '{"model": 5}'), "could not be loaded"),
     "tokenizer settings that are a list": (content("tokenizer_config.json", "[]"), "could not be loaded"),
     "tokenizer settings that are cut": (cut("tokenizer_config.json", 10), "could not be loaded"),
-    "a template that is no template": (template("{% if %}"), "the chat template refuses it"),
-    "a template without end": (template("{% for i in range(10**9) %}x{% endfor %}"), "the chat template refuses it"),
-    "a template that divides by zero": (template("{{ 1/0 }}"), "the chat template refuses it"),
-    "a template that reads what is not there": (template("{{ messages[0].x.y }}"), "the chat template refuses it"),
-    "a template that adds words and numbers": (template("{{ 'a' + 1 }}"), "the chat template refuses it"),
+    "a template that is no template": (template("{% if %}"), "the chat template refuses the conversation"),
+    "a template without end": (template("{% for i in range(10**9) %}x{% endfor %}"), "the chat template refuses the conversation"),
+    "a template that divides by zero": (template("{{ 1/0 }}"), "the chat template refuses the conversation"),
+    "a template that reads what is not there": (template("{{ messages[0].x.y }}"), "the chat template refuses the conversation"),
+    "a template that adds words and numbers": (template("{{ 'a' + 1 }}"), "the chat template refuses the conversation"),
     "a template that calls itself": (
         template("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"),
-        "the chat template refuses it",
+        "the chat template refuses the conversation",
     ),
     "a template that writes a book": (template("{{ 'x' * 10**7 }}"), "the chat template makes 10000000 characters"),
-    "a template that raises": (template("{{ raise_exception('no') }}"), "the chat template refuses it: no"),
+    "a template that raises": (template("{{ raise_exception('no') }}"), "the chat template refuses the conversation: no"),
     "a template that writes nothing": (template(""), "has no chat template"),
 }
 
@@ -209,7 +209,7 @@ USED = {
     "a quantized scorer": (scorer, settings(quantization_config={"quant_method": "fp8"}), "is quantized"),
     "a chat by a template that divides by zero": (chat, template("{{ 1/0 }}"), "template refuses the conversation"),
     "a chat by a template that reads nothing": (chat, template("{{ messages[0].x.y }}"), "refuses the conversation"),
-    "a chat by a template that writes nothing": (chat, template("{# #}"), "makes nothing of the conversation"),
+    "a chat by a template that writes nothing": (chat, template("{# #}"), "leaves out a user turn"),
     "a chat without an end token": (chat, tokens(eos_token=None, pad_token=None), "has no end token and none for"),
 }
 
