@@ -164,16 +164,25 @@ DAMAGE = {
     "tokenizer settings that are a list": (content("tokenizer_config.json", "[]"), "could not be loaded"),
     "tokenizer settings that are cut": (cut("tokenizer_config.json", 10), "could not be loaded"),
     "a template that is no template": (template("{% if %}"), "the chat template refuses the conversation"),
-    "a template without end": (template("{% for i in range(10**9) %}x{% endfor %}"), "the chat template refuses the conversation"),
+    "a template without end": (
+        template("{% for i in range(10**9) %}x{% endfor %}"),
+        "the chat template refuses the conversation",
+    ),
     "a template that divides by zero": (template("{{ 1/0 }}"), "the chat template refuses the conversation"),
-    "a template that reads what is not there": (template("{{ messages[0].x.y }}"), "the chat template refuses the conversation"),
+    "a template that reads what is not there": (
+        template("{{ messages[0].x.y }}"),
+        "the chat template refuses the conversation",
+    ),
     "a template that adds words and numbers": (template("{{ 'a' + 1 }}"), "the chat template refuses the conversation"),
     "a template that calls itself": (
         template("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"),
         "the chat template refuses the conversation",
     ),
     "a template that writes a book": (template("{{ 'x' * 10**7 }}"), "the chat template makes 10000000 characters"),
-    "a template that raises": (template("{{ raise_exception('no') }}"), "the chat template refuses the conversation: no"),
+    "a template that raises": (
+        template("{{ raise_exception('no') }}"),
+        "the chat template refuses the conversation: no",
+    ),
     "a template that writes nothing": (template(""), "has no chat template"),
 }
 
