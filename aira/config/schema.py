@@ -126,7 +126,10 @@ class Data(Section):
     num_workers: NonNegativeInt
     num_proc: PositiveInt
     consecutive_turns: Literal["keep", "join", "refuse"]
-    mix: list[Mixed]
+    mix: Annotated[
+        list[Mixed],
+        Rule(f"a list of mappings with the keys {', '.join(Mixed.model_fields)}", "'[{path: a.jsonl, weight: 2}]'"),
+    ]
     mix_by: Literal["passes", "examples", "tokens"]
 
 
