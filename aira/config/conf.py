@@ -95,6 +95,12 @@ def options(group: str) -> list[str]:
     )
 
 
+def ids_of(group: str) -> list[str]:
+    """The hub ids in the files of a group."""
+    texts = (conf_file(f"{group}/{option}").read_text(encoding="utf-8") for option in options(group))
+    return sorted({found for text in texts for found in re.findall(r"(?<![\w/.:-])\w[\w.-]*/\w[\w.-]*(?![\w/])", text)})
+
+
 def groups() -> list[str]:
     """The configuration groups: the folders of conf/."""
     return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())

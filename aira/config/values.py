@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable, Collection
+from difflib import get_close_matches
 from pathlib import Path
 
-from aira.config.conf import architecture_of, options, recipe_choices
+from aira.config.conf import architecture_of, ids_of, options, recipe_choices
 from aira.config.schema import DPO, Answering, Evaluate, Model, Toxicity, Train
 from aira.errors import AiraError
 from aira.files import locate
@@ -217,6 +218,16 @@ def _is_local(path: str) -> bool:
     return path.startswith("pkg://") or Path(locate(path)).expanduser().exists()
 
 
+def _misspelt(key: str, path: str, group: str) -> list[str]:
+    """A notice where a hub id differs by a letter from one that is known; else none."""
+    known = ids_of(group) if not _is_local(path) else []
+    near = get_close_matches(path, known, n=1, cutoff=0.9) if path not in known else []
+    same = [
+        one for one in near if re.findall(r"\d+", one) == re.findall(r"\d+", path) and abs(len(one) - len(path)) < 2
+    ]
+    return [f"{key}={path} is asked for on the hub. Is {one} meant?" for one in same]
+
+
 def warmup_notice(settings: Train, steps: int) -> list[str]:
     """A notice where a run of so many steps ends before its learning rate is at its peak; else none."""
     if not 1 < steps <= settings.schedule.warmup:
@@ -241,9 +252,10 @@ def notices(settings: Train | Evaluate, given: Collection[str] = ()) -> list[str
         if settings.optimizer.lr == 0:
             lines.append("optimizer.lr=0: no weight changes, so the figures are those of the model as it is.")
         lines += warmup_notice(settings, settings.trainer.max_steps)
+        lines += _misspelt("data.path", settings.data.path, "data") if not settings.data.mix else []
     elif "model.revision" in given and _is_local(settings.model.path):
         lines.append("model.revision changes nothing here: it is for a model on the hub.")
-    return lines + _start_notices(settings)
+    return lines + _misspelt("model.path", settings.model.path, "model") + _start_notices(settings)
 
 
 def _start_notices(settings: Train | Evaluate) -> list[str]:

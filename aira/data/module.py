@@ -385,9 +385,9 @@ class DataModule(BatchSource):
         mapping = None
         try:
             mapping = mapped_columns(self.kind, rows.column_names, self.columns, file)
-        except AiraError:
+        except AiraError as error:
             if not columns:
-                raise
+                raise AiraError(f"data.exclude: {error}") from error
         row_keys, classes = [], named_classes(rows.features)
         for row in rows:
             keys: list[int] = []

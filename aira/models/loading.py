@@ -1,6 +1,7 @@
 """Loading a backbone: from the hub, a folder, a GGUF file in a package, or fresh from an architecture."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def load_tokenizer(
     source, arguments, adapter = _source(path, revision, trust_remote_code)
     if adapter and (Path(adapter) / "tokenizer_config.json").exists():
         source = adapter
-    with explained(path):
+    with _explained(path, source, adapter):
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
         if not tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False):  # made up, where no file has one
             raise AiraError(
@@ -119,7 +120,7 @@ def load_config(
             "train first (aira train), and give what it says after `Export`."
         )
     fresh = bare and bool(config)
-    with explained(path):
+    with _explained(path, source, adapter):
         if fresh:
             # without default special ids, which a small vocabulary does not reach; `load_model` sets the tokenizer's
             ours = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None}
@@ -270,7 +271,7 @@ def load_model(
         attn_implementation = probed.attention
     dtype_and_attention = {"attn_implementation": attn_implementation, "dtype": torch.float32}
     info: dict[str, Any] = {}
-    with explained(path), without_report():
+    with _explained(path, source, adapter), without_report():
         if fresh:
             settings.update(special)
             model = auto.from_config(settings, **dtype_and_attention)
@@ -344,6 +345,18 @@ def _source(
     base, revision, key = adapter["base_model_name_or_path"], adapter.get("revision"), "base_model_name_or_path"
     source, arguments, _ = _source(base, revision, trust_remote_code, f"{located / 'adapter_config.json'}: {key}")
     return source, arguments, str(located)
+
+
+@contextlib.contextmanager
+def _explained(path: str, source: str, adapter: str | None) -> Iterator[None]:
+    """See `explained`; where the base of an adapter cannot be loaded, its name is not the one that the user gave."""
+    try:
+        with explained(source if adapter else path):
+            yield
+    except AiraError as error:
+        if not adapter or source == adapter:
+            raise
+        raise AiraError(f"{path} is an adapter, whose base is {source}. {error}") from error
 
 
 def _set_dropout(config: PretrainedConfig, probability: float) -> None:

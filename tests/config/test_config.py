@@ -28,7 +28,7 @@ from aira.commands.resume import find_last
 from aira.commands.shell import HYDRA_OPTIONS, check
 from aira.config.check import declared_type, validate
 from aira.config.compose import _defaults_dict, compose_config, compose_settings, typed_settings
-from aira.config.conf import CONF, architecture_of, groups, groups_of, options
+from aira.config.conf import CONF, architecture_of, groups, groups_of, ids_of, options
 from aira.config.help import describe
 from aira.config.overrides import check_key, parse_override
 from aira.config.record import flatten, to_dict, to_dict_without_env, write_config
@@ -1167,6 +1167,23 @@ def test_a_setting_that_changes_nothing(line, key):
     overrides = line.split(" ")
     said = notices(compose_settings(Train, overrides), [text.partition("=")[0] for text in overrides])
     assert [line.split(" ")[0].split("=")[0] for line in said if "starts from" not in line] == [key] * bool(key)
+
+
+def test_a_misspelt_id():
+    """Catches an id that differs by a letter from a known one, and a notice about one that is none."""
+    assert {"openai-community/gpt2", "Qwen/Qwen3-0.6B-Base"} <= {*ids_of("model")}
+    assert {"nicholasKluge/instruct-aira-dataset-v2", "Anthropic/hh-rlhf"} <= {*ids_of("data")}
+    for line, meant in (
+        ("model.path=openai-comunity/gpt2", "openai-community/gpt2"),
+        ("model.path=Qwen/Qwen3-0.6-Base", "Qwen/Qwen3-0.6B-Base"),
+        ("data.path=Antropic/hh-rlhf method=dpo model.path=a", "Anthropic/hh-rlhf"),
+        ("model.path=openai-community/gpt2", None),
+        ("model.path=Qwen/Qwen3-4B-Base", None),
+        ("model.path=google-bert/bert-base-uncased", None),
+        ("model.path=me/mine", None),
+    ):
+        said = [text for text in notices(compose_settings(Train, line.split(" "))) if "asked for on the hub" in text]
+        assert [text.endswith(f"Is {meant} meant?") for text in said] == [True] * bool(meant), line
 
 
 NOT_TOGETHER = [

@@ -461,6 +461,13 @@ def test_held_out_pairs_share_no_text(write, load):
     }
 
 
+def test_an_excluded_file_of_other_columns(write, load):
+    """Catches a message about columns that does not say that it is of data.exclude."""
+    rows = write("rows.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2)
+    with pytest.raises(AiraError, match=r"^data\.exclude: .*has the columns x"):
+        load("method=dpo", f"data.path={rows}", exclude=[write("other.jsonl", [{"x": "1", "y": "2"}])])
+
+
 def test_excluded_prompts(write, load):
     """Catches test prompts that are trained on in another spelling, and a file without the labels that is not read."""
     rows = [{"prompt": f"Question {i}?", "chosen": "a", "rejected": "b"} for i in range(8)]

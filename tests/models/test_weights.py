@@ -22,7 +22,7 @@ from aira.files import locate
 from aira.inference.scorers import ScoringModel
 from aira.models.export import export
 from aira.models.forward import hidden_states, unwrap
-from aira.models.loading import load_model, load_tokenizer
+from aira.models.loading import load_config, load_model, load_tokenizer
 from tests.models.conftest import CAUSAL, ENCODERS, make
 
 TEXTS = ["Thank you for the lovely evening.", "Shut your mouth, you fool.", "It is 5."]
@@ -319,3 +319,15 @@ def test_the_head_of_a_scorer_s_adapter_must_be_there(tmp_path):
     adapter_change(lambda w: {key: value for key, value in w.items() if "score" not in key})(folder)
     with pytest.raises(AiraError, match=r"score\.weight"):
         ScoringModel(folder)
+
+
+def test_an_adapter_without_its_base(tmp_path):
+    """Catches a message that sends the user to copy the adapter's folder, where its base is what is missing."""
+    adapter(tmp_path, "gpt2", "lm")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    settings = json.loads(file.read_text()) | {"base_model_name_or_path": "nobody/nothing"}
+    file.write_text(json.dumps(settings))
+    with pytest.raises(
+        AiraError, match=r"is an adapter, whose base is nobody/nothing\. The model nobody/nothing could not"
+    ):
+        load_config(str(tmp_path / "adapter"), vocab_size=0)
