@@ -33,6 +33,7 @@ ALIASES = {
     "completion": ("response", "answer", "output", "reply", "assistant"),
     "context": ("input",),
     "system": ("system_prompt",),
+    "tools": ("functions",),
     "conversations": ("messages", "conversation", "dialogue", "dialog", "chat"),
     "chosen": ("chosen_response",),
     "rejected": ("rejected_response",),
@@ -51,6 +52,9 @@ SIDES = [
     for first, second in (("0", "1"), ("1", "2"), ("a", "b"))
 ]
 """Names of two answers, of which another column says which is better: by the ending of its name."""
+
+CHOICES = {"choices", "options", "alternatives", "endings"}
+"""Columns without which a question is not whole."""
 
 HINTS = {
     "prompt": ("problem", "goal", "request", "forbidden_prompt", "behavior", "statement", "title"),
@@ -84,8 +88,10 @@ def instruction(row: Record) -> Example:
 def dialogue(row: Record) -> Example:
     """One conversation, from {conversations}."""
     value = row["conversations"]
-    whole = transcript(value) if isinstance(value, str) and is_transcript(value) else conversation(value)
-    return Example([_with_system(whole, row.get("system"))], tools=tools(row.get("tools")))
+    turns = transcript_turns(value) if isinstance(value, str) and is_transcript(value) else messages(value)
+    whole = up_to_an_answer(turns)
+    notes = ["turns follow the last answer, and are left out"] if len(whole) < len(turns) else []
+    return Example([_with_system(whole, row.get("system"))], tools=tools(row.get("tools")), notes=notes)
 
 
 def document(row: Record) -> Example:
@@ -273,6 +279,8 @@ def _resolve(layout: Layout, available: Sequence[str], user: Mapping[str, Any]) 
     """The column of each name of a layout; None if the layout does not fit."""
     columns = {name.casefold(): name for name in reversed(available)}
     mapping: dict[str, Any] = {}
+    if layout.read is instruction and not user and columns.keys() & CHOICES:
+        return None  # the answer may be one of them by its letter or number
     if {"first", "second"} <= set(layout.columns) and not {"first", "second"} & user.keys():
         pair = next((pair for pair in SIDES if set(pair) <= columns.keys()), None)
         if pair is None:
@@ -425,6 +433,8 @@ def _other_hint(kind: str, available: Sequence[str]) -> str:
     """What may be wrong about columns that fit no layout of a kind."""
     if any(re.fullmatch(r"-?\d+([.,]\d+)?", name) or len(name) > 60 for name in available):
         return " If the first line of the file is data, write a line with the names of the columns above it."
+    if kind == "instruction" and CHOICES & {name.casefold() for name in available}:
+        return " A question with choices is not whole without them: write them into it, and the right one as answer."
     fits = [other for other in SCHEMAS if other != kind and _fitting(other, available, {})]
     if kind == "preference" and "instruction" in fits:
         return " Single answers are no pairs; method=sft trains on them."
@@ -473,7 +483,8 @@ def read_example(
         for name in ("prompt", "completion", "chosen", "rejected", "text")
         if isinstance(values.get(name), str) and is_printed_list(values[name])
     ]
-    return _layout(kind, mapping).read(values)._replace(notes=notes)
+    example = _layout(kind, mapping).read(values)
+    return example._replace(notes=[*example.notes, *notes])
 
 
 def _sides(first: str, second: str) -> tuple[str, str]:

@@ -328,6 +328,12 @@ REFUSED = {
         {"id": "1", "question_pt_origin": "q", "answer_pt_origin": "a"},
         "{prompt: question_pt_origin, completion: answer_pt_origin}",
     ),
+    "a question with choices": (
+        "instruction",
+        "a.jsonl",
+        {"question": "q", "choices": ["a", "b"], "answer": 1},
+        "is not whole without them",
+    ),
     "pairs for sft": (
         "instruction",
         "a.jsonl",
@@ -400,6 +406,15 @@ def test_rows_that_repeat_or_contradict(tmp_path):
     data, _ = examples(tmp_path, "labelled", tmp_path / "texts.jsonl", "score")
     assert any("1 of 8 rows are repetitions" in line for line in data.notices)
     assert any("1 texts have more than one label (first: row 4)" in line for line in data.notices)
+
+
+def test_turns_after_the_last_answer(tmp_path):
+    """Catches turns that are left out without a word."""
+    rows = [{"messages": numbered([*TALK, turn("user", "more")] if i else TALK, i)} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data, found = examples(tmp_path, "instruction", tmp_path / "rows.jsonl")
+    assert {len(one.conversations[0]) for one in found} == {2}
+    assert any("in 3 of 4 rows turns follow the last answer" in line for line in data.notices)
 
 
 def test_a_list_as_an_answer(tmp_path):
