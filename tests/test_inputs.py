@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tests.callbacks.test_checkpoint import CHANGES
 from tests.chat.test_gate import REQUESTS
 from tests.commands.test_chat import FILES
+from tests.config.test_config import NOT_TOGETHER, UNREAD
 from tests.data.test_control import HIDDEN, SAID
 from tests.data.test_layout import FOLDERS, REFUSED_FOLDERS
 from tests.data.test_layouts import INSTRUCTIONS, PAIRS, REAL, TEXTS
@@ -21,6 +22,7 @@ from tests.evaluation.test_no_number import PARTS, ROWS
 from tests.models.test_damaged import DAMAGE, USED
 from tests.reports.test_page import ODD, STRANGE
 from tests.test_files import MISTYPED, PATHS
+from tests.test_parts import FOREIGN
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 BEGIN, END = "<!-- inputs -->\n", "<!-- /inputs -->\n"
@@ -79,6 +81,9 @@ KINDS = (
     Kind("damaged files of a run's folder", "skipped, with a notice", STRANGE, "reports/test_page.py"),
     Kind("odd values in a run's files", "left out, or shown as they stand", ODD, "reports/test_page.py"),
     Kind("damaged parts and rows", "refused, with the file", PARTS | ROWS, "evaluation/test_no_number.py"),
+    Kind("settings that change nothing", "a notice, or none where they do", UNREAD, "config/test_config.py"),
+    Kind("settings that contradict each other", "refused, with the keys", NOT_TOGETHER, "config/test_config.py"),
+    Kind("parts that are no callback or logger", "refused, with the key", FOREIGN, "test_parts.py"),
     Kind("paths that are mistyped", "refused, with the nearest one", MISTYPED, "test_files.py"),
     Kind("names of files and folders", "the same behind shell and Hydra", PATHS, "test_files.py"),
 )
