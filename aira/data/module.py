@@ -87,7 +87,8 @@ class Split:
     def of_sources(self) -> list["Split"]:
         """The split as one of each source that has usable examples."""
         sources = self.sources_of(self.index)
-        return [self.select(np.flatnonzero(sources == i)) for i in np.unique(sources)]
+        present = np.unique(sources)
+        return [self] if len(present) == 1 else [self.select(np.flatnonzero(sources == i)) for i in present]
 
     @property
     def labels(self) -> np.ndarray:
@@ -101,7 +102,9 @@ class Split:
 
     def select(self, chosen: np.ndarray) -> "Split":
         """The split with only some of its usable rows."""
-        return Split(self.parts, self.index[chosen])
+        selected = Split(self.parts, self.index[chosen])
+        selected.reference = None if self.reference is None else self.reference[chosen]
+        return selected
 
 
 class _Steps:

@@ -96,6 +96,16 @@ def test_names_are_of_the_sources_that_are_validated(mixed):
     assert data.source_names == [("short", "long")[i] for i in present]
 
 
+def test_a_source_keeps_what_belongs_to_its_examples(mixed):
+    """Catches a reference log-prob of another example, or none, in the validation of one source."""
+    data = mixed({}, {}, validation_fraction=0.3)
+    data.validation.reference = data.validation.index[:, None].astype(np.float32)
+    parts = data.validation.of_sources()
+    assert len(parts) == 2 and sum(map(len, parts)) == len(data.validation)
+    for part in parts:
+        assert (part.reference[:, 0] == part.index).all() and len(np.unique(part.sources_of(part.index))) == 1
+
+
 def test_keys_tell_mixtures_apart(mixed):
     """Catches a run that is resumed with another mixture as if it were the same."""
     keys = [mixed(*weights).rows_key for weights in (({}, {}), ({}, {"max_examples": 39}))]

@@ -76,7 +76,7 @@ def test_loss_and_gradients_equal_a_padded_reference(cache, loss_on):
     np.random.default_rng([0, 0]).shuffle(order)
     texts, prompts = [], []
     for i in order[:8]:
-        row = data.train.rows[int(data.train.index[i])]
+        row = data.train.parts[0].rows[int(data.train.index[i])]
         prompts.append(f"<|startofinstruction|>{row['prompt']}<|endofinstruction|>")
         texts.append(f"{prompts[-1]}{row['completion']}<|endofcompletion|>")
     batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt", add_special_tokens=False)
