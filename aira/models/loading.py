@@ -27,6 +27,7 @@ from aira.files import check_exists
 from aira.hub import reach_hub
 from aira.models.families import family_of, score_label
 from aira.models.forward import unwrap
+from aira.models.gguf import converted
 from aira.models.lora import add_lora
 from aira.models.probe import probe
 from aira.models.template import apply_template, prepare_scorer
@@ -113,7 +114,7 @@ def load_config(
             is a scorer and no language model.
     """
     source, arguments, adapter = _source(path, revision, trust_remote_code)
-    bare = Path(source).is_dir() and not (Path(source) / "config.json").exists() and "gguf_file" not in arguments
+    bare = Path(source).is_dir() and not (Path(source) / "config.json").exists()
     if bare and not config:
         raise AiraError(
             f"{path} has no config.json, so there is no model in it yet. A run's folder, or its export, has one: "
@@ -127,7 +128,7 @@ def load_config(
             settings = AutoConfig.for_model(**{**(config or {}), **ours})
         else:
             settings = AutoConfig.from_pretrained(source, **arguments)
-            _check_settings(path, settings, quantized="gguf_file" in arguments)
+            _check_settings(path, settings)
     if adapter and (adapter_settings(adapter) or {}).get("task_type") == "SEQ_CLS":
         as_scorer(settings, adapter_weights(adapter))
     if config and config["model_type"] != settings.model_type:
@@ -150,12 +151,8 @@ def load_config(
     return settings, fresh
 
 
-def _check_settings(path: str, config: PretrainedConfig, quantized: bool) -> None:
-    """Refuse a configuration by which weights or scores would be read as something else.
-
-    Args:
-        quantized: whether quantized weights are expected, as in a GGUF file, which are made floating-point numbers.
-    """
+def _check_settings(path: str, config: PretrainedConfig) -> None:
+    """Refuse a configuration by which weights or scores would be read as something else."""
     names, labels = config.architectures or [], config.id2label
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise AiraError(f"{path}: architectures in its config.json is {names}, and no list of names.")
@@ -163,7 +160,7 @@ def _check_settings(path: str, config: PretrainedConfig, quantized: bool) -> Non
         raise AiraError(f"{path}: id2label in its config.json is {labels}, and does not say what its score means.")
     if (positions := getattr(config, "max_position_embeddings", None)) is not None and positions < 1:
         raise AiraError(f"{path}: its config.json gives it {positions} positions, and so no context.")
-    if not quantized and (found := getattr(config, "quantization_config", None)):
+    if found := getattr(config, "quantization_config", None):
         raise AiraError(
             f"{path} is quantized (quantization_config in its config.json is {str(found)[:60]}), and such weights are "
             "not read. Take the model that it was made of, in float32, float16 or bfloat16."
@@ -297,7 +294,6 @@ def load_model(
     if probed and not probed.packs:
         model.packs_trees = False
         print(f"{path}: each branch is read in a sequence of its own, which is slower: {probed.why}.")
-    _forget_quantization(model)
     if activation:
         model.config.activation_function = activation
     if not fresh:
@@ -332,7 +328,7 @@ def _source(
     if revision is None:
         del arguments["revision"]
     if located.suffix == ".gguf":
-        return str(located.parent), {**arguments, "gguf_file": located.name}, None
+        return str(converted(path, located)), arguments, None
     if not (located / "config.json").exists() and (located / "export").is_dir():  # a run's folder
         located = located / "export"
     if located.exists():
@@ -363,13 +359,6 @@ def _set_dropout(config: PretrainedConfig, probability: float) -> None:
     for name, value in config.to_dict().items():
         if name.endswith(("dropout", "pdrop", "dropout_prob")) and (value is None or isinstance(value, (int, float))):
             setattr(config, name, probability)
-
-
-def _forget_quantization(model: PreTrainedModel) -> None:
-    """GGUF weights are float32 by now; without this Transformers refuses to save them."""
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-        model.hf_quantizer = None
 
 
 def _renew_head(model: PreTrainedModel) -> None:

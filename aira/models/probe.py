@@ -9,10 +9,8 @@ import copy
 import hashlib
 import json
 import math
-import os
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +26,7 @@ from aira.config.schema import Lora
 from aira.data.trees import Row, Tree, pack, pad
 from aira.environment import versions
 from aira.errors import AiraError, reason_of
-from aira.files import read_json, write_atomically
+from aira.files import cache_folder, read_json, write_atomically
 from aira.models.attention import Cached
 from aira.models.forward import hidden_states, keys_and_values, scores, unwrap
 from aira.models.head import lm_head, log_probs
@@ -132,7 +130,7 @@ def probe(config: PretrainedConfig, architecture: str, head: str, attention: str
     """
     tried = [architecture, head, attention, config.to_json_string(), TREES, versions("torch", "transformers", "peft")]
     key = hashlib.sha256(json.dumps(tried).encode()).hexdigest()[:32]
-    file = Path(os.environ.get("AIRA_CACHE", "~/.cache/aira")).expanduser() / "probes" / f"{key}.json"
+    file = cache_folder() / "probes" / f"{key}.json"
     kept = read_json(file, list)
     if kept is None:
         with _undisturbed():
@@ -208,8 +206,8 @@ def _packed(model: nn.Module, row: Row, cached: Any = None) -> Tensor:
 
 def _differ(what: str, ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> str:
     """What is wrong, or nothing."""
-    far = float((ours - theirs).abs().max()) if ours.shape == theirs.shape else math.inf
-    if far <= tolerance * max(1.0, float(theirs.abs().max())):
+    far = float((ours - theirs).detach().abs().max()) if ours.shape == theirs.shape else math.inf
+    if far <= tolerance * max(1.0, float(theirs.detach().abs().max())):
         return ""
     return f"{what} of packed trees differ by {far:.0e} from those of separate passes"
 

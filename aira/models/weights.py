@@ -61,8 +61,8 @@ def explained(path: str) -> Iterator[None]:
         raise AiraError(
             f"The model {path} could not be loaded: {reason}\n{nowhere}"
             f"If the hub cannot be reached: {OFFLINE}; the folder of a local copy stands in place of a name of the "
-            "hub; model=smollm2-135m comes from PyPI, and model=gpt2-tiny, opt-tiny, llama-tiny and bert-tiny need no "
-            "download."
+            "hub; model=smollm2-135m, gemma3-270m and minilm-l6 come from PyPI, and model=gpt2-tiny, opt-tiny, "
+            "llama-tiny and bert-tiny need no download."
         ) from error
 
 

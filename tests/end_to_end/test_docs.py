@@ -87,7 +87,10 @@ def run_here(command, cwd):
             given.append(f"model.path={newest('reward')}")
         elif not any(word.startswith(("model", "compare=", "--help")) for word in given):
             given.append(f"model.path={newest(CHAT)}")
-    given = ["model=llama-tiny" if word == "model=smollm2-135m" else word for word in given]
+    small = dict.fromkeys(("model=smollm2-135m", "model=gemma3-270m"), "model=llama-tiny") | {
+        "model=minilm-l6": "model=bert-tiny"
+    }
+    given = [small.get(word, word) for word in given]
     given = ["sweep.trials=2" if word.startswith("sweep.trials=") else word for word in given]
     fixed = {"--help", "--cfg"} & set(given)
     given += [] if fixed else ADDED.get(name, [])
