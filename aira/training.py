@@ -92,6 +92,8 @@ def _train(settings: Train, config: dict[str, Any], run: Path, by_hydra: bool, s
         lora=backbone.lora,
         **source,
     )
+    if precision == "bf16-true":  # not by Lightning, which would cast the data's and losses' floats, too
+        model, precision = model.to(torch.bfloat16), "32-true"
     module = build(
         {"_target_": method.module, **method.arguments()},
         f"method={method.name}",
@@ -133,6 +135,8 @@ def _train(settings: Train, config: dict[str, Any], run: Path, by_hydra: bool, s
     with _report_lost_processes(run):
         _reconnect(settings.trainer.accelerator)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.is_global_zero and trainer.global_step < steps:
+        print(f"Ended early, after step {trainer.global_step} of {steps}.")
     signals.on_train_end(trainer, module)  # Lightning does not call it if no step is left
     best = run / "checkpoints" / "best.ckpt" if settings.export == "best" else None
     if best and not best.exists():

@@ -140,8 +140,17 @@ def run_aira(
             cache_dir=str(Path(folder, "cache")),
         )
         model = load_model(arguments.folder, tokenizer, added, head=head, label="reward")
-        optimizer = Optimizer(lr=LEARNING_RATE, weight_decay=0.0, betas=[0.9, 0.999], eps=1e-8, max_grad_norm=1.0)
-        module = make(model, optimizer, Schedule(name="constant", warmup=0), tokenizer=tokenizer, cache=folder)
+        optimizer = Optimizer(
+            name="adamw",
+            lr=LEARNING_RATE,
+            weight_decay=0.0,
+            betas=[0.9, 0.999],
+            eps=1e-8,
+            momentum=0.95,
+            max_grad_norm=1.0,
+        )
+        schedule = Schedule(name="constant", warmup=0, min_lr=0.0, decay=0.1, power=1.0)
+        module = make(model, optimizer, schedule, tokenizer=tokenizer, cache=folder)
         meter.attach(model)
         trainer = pl.Trainer(
             accelerator="cpu",

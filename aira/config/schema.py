@@ -65,6 +65,8 @@ class Lora(Section):
     alpha: Positive
     dropout: Below1
     target_modules: Text | list[Text]
+    use_dora: bool = False
+    use_rslora: bool = False
 
 
 class Model(Section):
@@ -162,6 +164,7 @@ class SFT(Method):
     """conf/method/sft.yaml."""
 
     loss_on: Literal["completion", "all"]
+    neftune_alpha: NonNegative
 
     def arguments(self) -> dict[str, Any]:
         """Without `loss_on`: which tokens are in the loss is decided when the data is tokenized."""
@@ -231,18 +234,23 @@ Target = Annotated[Text, Field(alias="_target_"), Fact("the option of its group 
 class Optimizer(Section):
     """`optimizer` in conf/train.yaml."""
 
+    name: Literal["adamw", "adamw-8bit", "adafactor", "muon"]
     lr: NonNegative
     weight_decay: NonNegative
     betas: Betas
     eps: NonNegative
+    momentum: Below1
     max_grad_norm: NonNegative
 
 
 class Schedule(Section):
     """`schedule` in conf/train.yaml."""
 
-    name: Literal["cosine", "linear", "constant"]
+    name: Literal["cosine", "linear", "constant", "cosine_with_min_lr", "polynomial", "inverse_sqrt", "wsd"]
     warmup: Amount
+    min_lr: NonNegative
+    decay: Amount
+    power: Positive
 
 
 class Strategy(Open):
@@ -260,7 +268,7 @@ class Trainer(Open):
     devices: Devices
     num_nodes: PositiveInt
     strategy: Text | Strategy
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true"]
     max_epochs: PositiveInt
     max_steps: Annotated[int, Range(-1, without=(0,), whole_above=-2)]
     val_check_interval: Annotated[int | float, Range(0, without=(0,), whole_above=1)]
@@ -309,8 +317,24 @@ class Checkpoint(Part):
     mode: Mode
 
 
+class EarlyStopping(Part):
+    """conf/callbacks/early_stopping.yaml."""
+
+    monitor: Text
+    mode: Mode
+    patience: PositiveInt
+    min_delta: NonNegative
+
+
+class Averaging(Part):
+    """`aira.callbacks.averaging`."""
+
+    decay: Below1 | None
+    start: Amount
+
+
 class Callbacks(BaseModel):
-    """The callbacks of conf/callbacks/default.yaml, each of which is optional, and the user's own."""
+    """The callbacks of conf/callbacks, each of which is optional, and the user's own."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Part]
@@ -320,6 +344,9 @@ class Callbacks(BaseModel):
     throughput: Part | None = None
     emissions: Emissions | None = None
     checkpoint: Checkpoint | None = None
+    early_stopping: EarlyStopping | None = None
+    ema: Averaging | None = None
+    swa: Averaging | None = None
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """The settings of each; checkpoints come last, so that they include the state of the others."""

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 
 from aira.config.conf import architecture_of, ids_of, options, recipe_choices
@@ -41,6 +42,12 @@ def check_run(settings: Train) -> None:
             "export=best takes checkpoints/best.ckpt, which is written after a validation: it needs "
             "callbacks.checkpoint, and trainer.limit_val_batches above 0."
         )
+    if settings.callbacks.early_stopping and not trainer.limit_val_batches:
+        raise AiraError("callbacks=early_stopping goes by validations: it needs trainer.limit_val_batches above 0.")
+    if settings.callbacks.ema and settings.callbacks.swa:
+        raise AiraError("callbacks=ema and callbacks=swa are two averages of the weights: choose one.")
+    if (settings.callbacks.ema or settings.callbacks.swa) and trainer.sharded:
+        raise AiraError("callbacks=ema and callbacks=swa need whole weights, and those of trainer=fsdp are sharded.")
     if model.architecture not in (*method.architectures, "auto"):
         fitting = [name for name in options("model") if architecture_of(name) in method.architectures]
         raise AiraError(
@@ -48,6 +55,7 @@ def check_run(settings: Train) -> None:
             f"{model.architecture}. These fit: {', '.join(fitting[:8])}{' and others' * (len(fitting) > 8)}: "
             "aira train --help model."
         )
+    _check_optimizer(settings)
     if isinstance(method, DPO):
         _check_pairs(method)
     if isinstance(method, Toxicity) and method.class_weights and method.objective == "pairwise":
@@ -56,6 +64,24 @@ def check_run(settings: Train) -> None:
         raise AiraError(
             "model.compile=true needs model.attn_implementation=sdpa: the loop over trees does not compile."
         )
+
+
+def _check_optimizer(settings: Train) -> None:
+    """Check that optimizer and schedule fit to each other and to the trainer, and that their library is there."""
+    name, schedule, peak = settings.optimizer.name, settings.schedule, settings.optimizer.lr
+    if name != "adamw" and settings.trainer.sharded:
+        raise AiraError(f"optimizer.name={name}: with trainer=fsdp, which shards weights, only adamw is supported.")
+    if name == "adamw-8bit" and not find_spec("bitsandbytes"):
+        raise AiraError("optimizer.name=adamw-8bit needs bitsandbytes. Run `pip install bitsandbytes`.")
+    if not schedule.min_lr:
+        return
+    if schedule.name not in (with_end := ("cosine_with_min_lr", "polynomial", "wsd")):
+        raise AiraError(
+            f"schedule.min_lr={schedule.min_lr}: schedule.name={schedule.name} has none. Choose {', '.join(with_end)}, "
+            "or leave it out."
+        )
+    if schedule.min_lr >= peak:
+        raise AiraError(f"schedule.min_lr={schedule.min_lr} must be below the peak, optimizer.lr={peak}.")
 
 
 def check_recipe(recipe: str, settings: Train) -> None:

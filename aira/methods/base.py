@@ -25,6 +25,7 @@ from aira.config.schema import Optimizer, Schedule
 from aira.data.batches import Batch
 from aira.data.trees import Row
 from aira.errors import AiraError
+from aira.methods.optimizers import learning_rates, make_optimizer
 from aira.models.sharding import shard, with_weights, without_weights
 
 T = TypeVar("T")
@@ -237,24 +238,11 @@ class Method(pl.LightningModule):
         self.log_dict({f"val/{name}": value for name, value in self.validation_metrics().items()}, prog_bar=False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with weight decay for matrices only, and a schedule over the steps of the run."""
+        """The optimizer, and the schedule over the steps of the run."""
         settings = self.optimizer_settings
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trainable if p.dim() > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=settings.lr,
-            betas=(settings.betas[0], settings.betas[1]),
-            eps=settings.eps,
-            fused=self.trainer.precision != "16-mixed",  # a fused step unscales too late for clipping
-        )
-        steps = self.trainer.max_steps
-        warmup, name = self.schedule.warmup, self.schedule.name
-        warmup_steps = math.ceil(warmup * steps) if warmup < 1 else int(warmup)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, warmup_steps, name))
+        optimizer = make_optimizer(self, settings, fused=self.trainer.precision != "16-mixed")
+        rates = learning_rates(self.schedule, settings.lr, self.trainer.max_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _totals(self, batch: Batch) -> Totals:
@@ -286,18 +274,3 @@ class Method(pl.LightningModule):
 def _add(sums: Sums, more: Sums, counts: bool) -> None:
     for name, value in more.items():
         sums[name] = sums.get(name, 0.0) + value * counts
-
-
-def rate(step: int, steps: int, warmup: int, name: str) -> float:
-    """The factor on the peak learning rate at a step: linear warm-up, then `cosine` or `linear` to 0, or `constant`.
-
-    The first of n warm-up steps has the factor 1 / n, so that no step is without effect.
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return {
-        "cosine": 0.5 * (1 + math.cos(math.pi * min(1.0, progress))),
-        "linear": max(0.0, 1 - progress),
-        "constant": 1.0,
-    }[name]

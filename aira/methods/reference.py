@@ -39,7 +39,9 @@ def load_reference(path: str, tokenizer: Any, model: nn.Module) -> nn.Module:
             f"method.reference={path}: its vocabulary is not that of model.path ({differing} tokens differ), so their "
             "log-probs cannot be compared. A reference is usually the model that the policy started from."
         )
-    return load_model(path, reference_tokenizer, added, attn_implementation=unwrap(model).config._attn_implementation)
+    policy = unwrap(model)
+    attention = policy.config._attn_implementation
+    return load_model(path, reference_tokenizer, added, attn_implementation=attention).to(policy.dtype)
 
 
 class Reference(nn.Module):

@@ -78,8 +78,8 @@ def _sync(file: Path) -> None:
 
 def _for_others(folder: Path, max_length: int, inputs: list[str]) -> None:
     """Say what Transformers 4 and llama.cpp look for by other names than Transformers 5 writes."""
-    config: dict[str, Any] = {"torch_dtype": "float32"}
     there = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = {"torch_dtype": there["dtype"]}
     for theirs, ours in FAMILIES.get(there["model_type"], Family("causal")).other_names:
         config[theirs] = there[ours]
     rope = there.get("rope_parameters")

@@ -87,7 +87,7 @@ class _CrossEntropy(torch.autograd.Function):
         weights: Any = torch.full((len(targets),), -1.0, device=hidden.device) if train else None
         ctx.grads = [None] * len(parameters)
         ctx.grad_hidden = torch.empty_like(hidden) if train else None
-        log_probs = torch.empty(len(targets), device=hidden.device)
+        log_probs = torch.empty(len(targets), device=hidden.device, dtype=torch.float32)
         for part in chunks(len(targets)):
             log_probs[part], grad = _chunk(
                 hidden[part], targets[part], weights[part] if train else None, head, parameters, ctx.grads

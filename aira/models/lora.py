@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al., 2022), by PEFT."""
+"""Low-rank adapters by PEFT (Hu et al., 2022; DoRA, Liu et al., 2024; rank-stabilized, Kalajdzievski, 2023)."""
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,6 +19,8 @@ def add_lora(model: PreTrainedModel, lora: Lora, added: list[int], head: str) ->
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
         target_modules=lora.target_modules,
         trainable_token_indices=dict.fromkeys(names, added) if added else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),

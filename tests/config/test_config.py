@@ -225,7 +225,7 @@ WRONG = [
     ("+trainer.gradient_clip_val=1", "Did you mean 'optimizer.max_grad_norm'?"),
     ("+data.foo=1", "Valid: data.batch_size, data.columns, "),
     ("+data.lr=1", "Did you mean 'optimizer.lr'?"),
-    ("+optimizer.momentum=0.9", "Valid: optimizer.betas, optimizer.eps, optimizer.lr, "),
+    ("+optimizer.rho=0.9", "Valid: optimizer.betas, optimizer.eps, optimizer.lr, "),
     ("modle.lora.r=1", "Did you mean 'model.lora.r'?"),
     ("~seed", "cannot be left out. seed=42 is the default."),
     ("~data.batch_size", "cannot be left out"),

@@ -8,8 +8,10 @@ from transformers import TrainerCallback
 from aira.config.schema import Optimizer, Schedule
 from aira.data.module import DataModule
 
-OPTIMIZER = Optimizer(lr=1e-3, weight_decay=0.0, betas=[0.9, 0.999], eps=1e-8, max_grad_norm=1.0)
-CONSTANT = Schedule(name="constant", warmup=0)
+OPTIMIZER = Optimizer(
+    name="adamw", lr=1e-3, weight_decay=0.0, betas=[0.9, 0.999], eps=1e-8, momentum=0.95, max_grad_norm=1.0
+)
+CONSTANT = Schedule(name="constant", warmup=0, min_lr=0.0, decay=0.1, power=1.0)
 
 
 class InFileOrder(DataModule):
