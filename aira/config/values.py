@@ -72,7 +72,9 @@ def _check_optimizer(settings: Train) -> None:
     if name != "adamw" and settings.trainer.sharded:
         raise AiraError(f"optimizer.name={name}: with trainer=fsdp, which shards weights, only adamw is supported.")
     if name == "adamw-8bit" and not find_spec("bitsandbytes"):
-        raise AiraError("optimizer.name=adamw-8bit needs bitsandbytes. Run `pip install bitsandbytes`.")
+        raise AiraError(
+            "optimizer.name=adamw-8bit needs bitsandbytes. Run `pip install bitsandbytes` (or install aira[quant])."
+        )
     if not schedule.min_lr:
         return
     if schedule.name not in (with_end := ("cosine_with_min_lr", "polynomial", "wsd")):

@@ -133,8 +133,8 @@ def neftune(model: nn.Module, row: Row, alpha: float) -> Iterator[None]:
         yield
         return
     assert row.spans is not None
-    trees = torch.tensor([span.prefix + sum(span.lengths) for span in row.spans])
-    counts = torch.tensor([n if packs(model) else len(span.lengths) for n, span in zip(trees.tolist(), row.spans)])
+    trees = torch.tensor([span.end - span.start for span in row.spans])
+    counts = torch.tensor([n if packs(model) else len(span.branches) for n, span in zip(trees.tolist(), row.spans)])
     lengths = trees.repeat_interleave(counts).to(row.input_ids.device)
     lengths = lengths[None, :, None] if packs(model) else lengths[:, None, None]
 

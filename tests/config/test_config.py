@@ -271,7 +271,7 @@ WRONG = [
     ("seed=-1", "at least 0"),
     # choices
     ("method.loss_on=prompt", "valid are completion, all."),
-    ("schedule.name=cosin", "valid are cosine, linear, constant."),
+    ("schedule.name=cosin", "valid are cosine, linear, constant, "),
     ("export=worst", "valid are last, best."),
     ("model.template=chat", "valid are aira, native."),
     ("model.attn_implementation=flash", "valid are trees, sdpa."),

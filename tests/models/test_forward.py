@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from aira.config.schema import Lora
 from aira.data.tokenize import encode_scorer
 from aira.data.trees import Tree, pack, pad
 from aira.models.export import export
-from aira.models.forward import scores
+from aira.models.forward import neftune, scores
 from aira.models.loading import load_model, load_tokenizer
-from tests.models.conftest import CAUSAL, ENCODERS
+from tests.models.conftest import CAUSAL, ENCODERS, make
 
 TINY = "pkg://aira.models/tiny/causal"
 PAIRS = [
@@ -164,3 +164,35 @@ def test_a_cut_spares_the_end_token(tmp_path):
     cut = encode_scorer(tokenizer, [talk(*PAIRS[2][::2])], 12, padded=False)
     assert cut["branches"][0] == [*whole["branches"][0][:11], tokenizer.eos_token_id]
     assert cut["cut"] and not whole["cut"]
+
+
+def test_noise_on_embeddings():
+    """Catches noise of the row's length in place of the example's, and noise where none is asked for."""
+    from transformers.integrations.neftune import neftune_post_forward_hook
+
+    torch.manual_seed(0)
+    model = make(CAUSAL["llama"], AutoModelForCausalLM, "sdpa")
+    embeddings = model.get_input_embeddings()
+    row = pack([Tree([list(range(3, 3 + n))], [[True] * n]) for n in (6, 24)])
+    clean, noisy = embeddings(row.input_ids), []
+    with neftune(model, row, 5.0):
+        for _ in range(400):
+            noisy.append(embeddings(row.input_ids) - clean)
+    width = clean.shape[-1]
+    for part, length in ((slice(0, 6), 6), (slice(6, 30), 24)):
+        noise = torch.cat(noisy)[:, part]
+        bound = 5.0 / (length * width) ** 0.5
+        assert 0.99 * bound < noise.abs().max() <= bound * (1 + 1e-4)
+        assert noise.std().item() == pytest.approx(bound / 3**0.5, rel=0.01)
+    with neftune(model, row, 0.0):
+        torch.testing.assert_close(embeddings(row.input_ids), clean, atol=0, rtol=0)
+    torch.testing.assert_close(embeddings(row.input_ids), clean, atol=0, rtol=0)  # and no hook is left
+
+    alone = pack([Tree([list(range(3, 20))], [[True] * 17])])
+    torch.manual_seed(1)
+    with neftune(model, alone, 5.0):
+        ours = embeddings(alone.input_ids)
+    embeddings.neftune_noise_alpha = 5.0
+    embeddings.register_forward_hook(neftune_post_forward_hook)
+    torch.manual_seed(1)
+    torch.testing.assert_close(ours, embeddings.train()(alone.input_ids), atol=1e-6, rtol=0)

@@ -248,3 +248,30 @@ def test_what_a_model_is_not_told_by(tmp_path):
             [*other.parameters()][place].flatten()[-1] += 1
         others.append(weights_hash(other))
     assert len({first, *others}) == 5
+
+
+@pytest.mark.parametrize("kind", ["use_dora", "use_rslora"])
+def test_kinds_of_adapters(folder, tmp_path, kind):
+    """Catches a kind that is not passed on: the numbers are PEFT's own, and merged ones equal to 1e-4."""
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    def disturb(model):
+        torch.manual_seed(1)
+        for name, weight in model.named_parameters():
+            if "lora_" in name:  # a magnitude of DoRA is that of the weight, to begin with
+                weight.data = 0.05 * torch.randn_like(weight) + weight.data * ("magnitude" in name)
+        return model.eval()
+
+    ids = torch.arange(3, 20)[None]
+    model, tokenizer, _ = load(folder, lora=LORA.model_copy(update={kind: True}), attn_implementation="sdpa")
+    plain, _, _ = load(folder, attn_implementation="sdpa")
+    fan = any(isinstance(module, Conv1D) for module in plain.modules())
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", fan_in_fan_out=fan, **{kind: True})
+    ours, theirs = disturb(model), disturb(get_peft_model(plain, settings))
+    with torch.no_grad():
+        unmerged = ours(input_ids=ids).logits
+        torch.testing.assert_close(unmerged, theirs(input_ids=ids).logits, atol=1e-6, rtol=1e-5)
+        export(ours, tokenizer, tmp_path / "export", "card")
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()(input_ids=ids).logits
+    torch.testing.assert_close(merged, unmerged, atol=1e-4, rtol=1e-4)
