@@ -34,7 +34,11 @@ def test_bf16_true(tmp_path, method):
 
 def test_early_stopping_and_an_average(tmp_path):
     """Catches callbacks that cannot be chosen from the command line, and a stop that is not told."""
-    early = ["callbacks=[default,early_stopping,ema]", "callbacks.early_stopping.patience=1", "optimizer.lr=0.5"]
+    early = [
+        "callbacks=[default,early_stopping,ema]",
+        "callbacks.early_stopping.patience=1",
+        "callbacks.early_stopping.min_delta=9.0",
+    ]
     steps = ["trainer.max_steps=20", "trainer.val_check_interval=2", "schedule.name=constant"]
     printed = run(*SMALL, *early, *steps, cwd=tmp_path)
     assert "Ended early, after step " in printed and len(logged(tmp_path, "val/loss")) < 10
