@@ -37,6 +37,7 @@ from aira.files import (
     discard_output,
     display_path,
     exports,
+    nearest_path,
     no_room,
     override,
     quoted_override,
@@ -261,6 +262,11 @@ def _check_names(settings: Evaluate) -> None:
     """Check that the evaluations, models and published lines that an evaluation names are there."""
     from aira.evaluation.results import model_folder, models_by_name, published_lines  # NumPy, for this command alone
 
+    data_dir = settings.eval.data_dir
+    if data_dir and not Path(data_dir).expanduser().is_dir():
+        raise AiraError(
+            f"eval.data_dir={data_dir}: there is no such folder.{nearest_path(Path(data_dir).expanduser())}"
+        )
     published_lines(settings.eval.published)
     for folder in settings.compare:
         model_folder(folder)

@@ -144,8 +144,6 @@ def check_evaluation(settings: Evaluate, given: Collection[str] = ()) -> None:
         unknown = [task for task in getattr(suite, key) if task not in suite.tasks] if f"eval.{key}" in given else []
         if unknown:
             raise AiraError(f"eval.{key}: {unknown[0]} is none of eval.tasks=[{','.join(suite.tasks)}].")
-    if suite.data_dir and not Path(suite.data_dir).expanduser().is_dir():
-        raise AiraError(f"eval.data_dir={suite.data_dir}: there is no such folder.")
 
 
 def check_answering(settings: Answering) -> None:

@@ -792,6 +792,7 @@ NAMES = {
     "compare=[.,.]": ". holds no evaluation",
     "models=[here*/x]": "models=[here*/x]: nothing has such a name",
     "model.path=last": "has an export. Train first",
+    "model.path=a eval.data_dir=nowhere": "eval.data_dir=nowhere: there is no such folder",
     "model.path=a eval.published=[Aira-2-1254M]": "Did you mean 'Aira-2-124M'?",
 }
 
@@ -1198,7 +1199,6 @@ NOT_TOGETHER = [
     ("evaluate", "eval.tasks=[piqa] ++eval.num_fewshot={pika:1}", "pika is none of eval.tasks=[piqa]"),
     ("evaluate", "eval.tasks=[piqa] eval.not_averaged=[pika]", "pika is none of eval.tasks=[piqa]"),
     ("evaluate", "eval=aira-en eval.num_fewshot={piqa:1}", "'++eval.num_fewshot={piqa:1}'"),
-    ("evaluate", "eval.data_dir=nowhere", "eval.data_dir=nowhere: there is no such folder"),
     ("evaluate", "device=gpu", "device=gpu: it is auto, cpu, or a GPU: cuda, or cuda:1"),
     ("chat", "device=0", "device=0"),
     ("chat", "device=cuda:a", "device=cuda:a: it is auto"),
