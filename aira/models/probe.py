@@ -73,6 +73,7 @@ class Probe(NamedTuple):
     packs: bool  # rows of packed trees (causal), or of padded branches (encoder), equal separate passes
     attention: str  # the implementation to use
     why: str  # not
+    raised: bool = False  # whether that was an error, which need not be one again: it is not kept
 
 
 def shrunk(config: PretrainedConfig) -> PretrainedConfig:
@@ -117,7 +118,7 @@ def _plain_angles(rope: dict[str, Any]) -> dict[str, Any]:
 
 
 def probe(config: PretrainedConfig, architecture: str, head: str, attention: str) -> Probe:
-    """Try an architecture; the answer is kept on disk, by configuration and versions.
+    """Try an architecture; the answer is kept on disk, by configuration and versions, unless an error ended the trial.
 
     Args:
         config: of the model that is to be used.
@@ -132,13 +133,15 @@ def probe(config: PretrainedConfig, architecture: str, head: str, attention: str
     key = hashlib.sha256(json.dumps(tried).encode()).hexdigest()[:32]
     file = cache_folder() / "probes" / f"{key}.json"
     kept = read_json(file, list)
-    if kept is None:
-        with _undisturbed():
-            kept = (_encoder if architecture == "encoder" else _causal)(config, head, attention)
+    if kept is not None:
+        return Probe(*kept)
+    with _undisturbed():
+        found = (_encoder if architecture == "encoder" else _causal)(config, head, attention)
+    if not found.raised:
         with contextlib.suppress(OSError):  # it is tried again then
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, json.dumps(kept))
-    return Probe(*kept)
+            write_atomically(file, json.dumps(found))
+    return found
 
 
 @contextlib.contextmanager
@@ -231,9 +234,11 @@ def _causal(config: PretrainedConfig, head: str, attention: str) -> Probe:
             if not _differ("log-probs", _all(quick), expected):
                 safe = "sdpa"
     except Exception as error:  # of whatever library the architecture brings
-        return Probe(False, "sdpa", f"a small model of its configuration could not be tried ({reason_of(error)[:120]})")
-    reasons = []
+        why = f"a small model of its configuration could not be tried ({reason_of(error)[:120]})"
+        return Probe(False, "sdpa", why, raised=True)
+    tries: list[Probe] = []
     for one in dict.fromkeys([attention, "eager"]):  # a loop over trees, or one dense mask a row
+        raised = False
         try:
             model = _made(AutoModelForCausalLM, small, one, truth.state_dict())
             why = (
@@ -245,11 +250,11 @@ def _causal(config: PretrainedConfig, head: str, attention: str) -> Probe:
                 or (_differ_in_scores(small, one) if head == "score" else "")
             )
         except Exception as error:
-            why = f"packed trees cannot be read ({reason_of(error)[:120]})"
+            why, raised = f"packed trees cannot be read ({reason_of(error)[:120]})", True
         if not why:
             return Probe(True, one, "")
-        reasons.append(why)
-    return Probe(False, safe, reasons[0])
+        tries.append(Probe(False, safe, why, raised))
+    return tries[0]
 
 
 def _differ_in_gradients(model: nn.Module, truth: PreTrainedModel) -> str:

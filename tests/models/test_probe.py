@@ -119,10 +119,21 @@ def test_the_answer_is_kept(cache, monkeypatch):
     probe(config, "causal", "lm", "trees"), probe(config, "causal", "score", "trees")
     assert len(calls) == 3
     (kept, *_) = (cache / "probes").glob("*.json")
-    assert json.loads(kept.read_text()) == [True, "trees", ""]
+    assert json.loads(kept.read_text()) == [True, "trees", "", False]
     kept.write_text("{")
     probe(config, "causal", "lm", "trees"), probe(configuration("qwen3"), "causal", "lm", "trees")
     assert len(calls) >= 3
+
+
+def test_an_error_is_not_kept(cache, monkeypatch):
+    """Catches an architecture that is slow for ever since one trial ended with an error."""
+    monkeypatch.setattr(probing, "pack", lambda *_, **__: 1 / 0)
+    config = configuration("qwen3")
+    config.rms_norm_eps = 0.25
+    assert not probe(config, "causal", "lm", "trees").packs and not list(cache.glob("probes/*.json"))
+    monkeypatch.undo()
+    monkeypatch.setenv("AIRA_CACHE", str(cache))
+    assert probe(config, "causal", "lm", "trees").packs
 
 
 def test_nothing_else_is_disturbed():
