@@ -12,28 +12,16 @@ from aira.models.forward import hidden_states, keys_and_values, scores
 from aira.models.head import lm_head, log_probs
 from aira.models.probe import TREES, probe, shrunk
 
-PACKED = (
-    *("cohere", "falcon", "gemma2", "gemma3_text", "gpt_neox", "gpt_oss", "granite", "mistral", "nanochat", "olmo3"),
-    *("phi3", "qwen2", "qwen3", "smollm3"),
-)
+PACKED = ("cohere", "gemma3_text", "gpt_oss", "qwen3")
 FURTHER = (
-    *("bitnet", "codegen", "cohere2", "ernie4_5", "exaone4", "gemma", "glm4", "gpt_bigcode", "gptj", "helium"),
+    *("falcon", "gemma2", "gpt_neox", "granite", "mistral", "nanochat", "olmo3", "phi3", "qwen2", "smollm3", "bitnet"),
+    *("codegen", "cohere2", "ernie4_5", "exaone4", "gemma", "glm4", "gpt_bigcode", "gptj", "helium"),
     *("ministral3", "mixtral", "olmo2", "phi", "qwen3_moe", "stablelm", "starcoder2"),
 )
-SEPARATE = ("falcon_h1", "jamba", "qwen3_next", "qwen3_5_text", "gpt_neo", "lfm2")
-ENCODERS = (
-    *(
-        "albert",
-        "camembert",
-        "deberta-v2",
-        "distilbert",
-        "electra",
-        "modernbert",
-        "mpnet",
-        "xlm-roberta",
-        "data2vec-text",
-    ),
-)
+SEPARATE = ("gpt_neo", "lfm2")
+FURTHER_SEPARATE = ("falcon_h1", "jamba", "qwen3_next", "qwen3_5_text")
+ENCODERS = ("deberta-v2", "distilbert", "modernbert")
+FURTHER_ENCODERS = ("albert", "camembert", "electra", "mpnet", "xlm-roberta", "data2vec-text")
 LFM2 = {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "full_attention"]}
 
 
@@ -48,14 +36,18 @@ def configuration(name):
     return config.get_text_config(decoder=True)
 
 
-@pytest.mark.parametrize("name", [*PACKED, *(pytest.param(name, marks=pytest.mark.slow) for name in FURTHER)])
+def slow(*names):
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", [*PACKED, *slow(*FURTHER)])
 def test_architectures_that_pack(name):
     """Catches windows by the place in the row, a cap, a sink or a scale that is lost, and other gradients."""
     tried = probe(configuration(name), "causal", "lm", "trees")
     assert tried.packs and tried.attention in ("trees", "eager"), tried.why
 
 
-@pytest.mark.parametrize("name", SEPARATE)
+@pytest.mark.parametrize("name", [*SEPARATE, *slow(*FURTHER_SEPARATE)])
 def test_architectures_that_do_not_pack(name):
     """Catches state that leaks from tree to tree, and is used, or a branch by itself that is read wrong."""
     config = configuration(name)
@@ -80,7 +72,7 @@ def test_architectures_that_do_not_pack(name):
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", [*ENCODERS, *slow(*FURTHER_ENCODERS)])
 def test_encoders(name):
     """Catches padding that is attended to, and an attention implementation that an encoder has not."""
     assert probe(configuration(name), "encoder", "score", "sdpa").packs
