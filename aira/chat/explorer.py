@@ -35,6 +35,8 @@ class Explorer:
                 *asked, answered = read_example("instruction", row, mapping).conversations[0]
             except BadRow:
                 continue
+            if not asked:
+                raise AiraError(f"{path} has documents, and no prompts to search in. data.columns= maps other columns.")
             self.rows.append(("\n\n".join(one["content"] for one in asked), answered["content"]))
         if not self.rows:
             raise AiraError(f"{path} has no row with a prompt and a completion.")

@@ -193,7 +193,8 @@ def _check_entry(override: Override, known: dict[str, Any], defaults: dict[str, 
         mapping, entry = ".".join(parts[:length]), ".".join(parts[length:])
         annotation, facts = declared_type(COMMANDS[config_name], parts[:length], defaults)
         kind = unwrap_type(annotation)[0]
-        is_flat = get_origin(kind) is dict and get_origin(get_args(kind)[1]) is not dict
+        values = get_args(kind)[1] if get_origin(kind) is dict else dict
+        is_flat = get_origin(values) is not dict and not hasattr(values, "model_fields") and values is not dict
         if (
             is_flat
             and not key.startswith(OPEN)

@@ -51,7 +51,7 @@ def test_the_nearest_rows():
 
 def test_data_that_cannot_be_searched(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": 1}\n')
-    with pytest.raises(AiraError, match=r"instruction data needs .*data.columns="):
+    with pytest.raises(AiraError, match=r"no prompts to search in.*data.columns="):
         Explorer(str(tmp_path / "rows.jsonl"))
 
 

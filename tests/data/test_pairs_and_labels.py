@@ -418,8 +418,8 @@ def test_a_validation_split_with_training_rows_is_told(load, tmp_path):
         rows = [json.dumps({"prompt": said, "completion": name}) + "\n" for said in asked]
         (tmp_path / f"{name}.jsonl").write_text("".join(rows))
     made = load(f"data.path={tmp_path}")
-    assert "(validation): 2 of 3 rows have a prompt or a text that is also in train" in str(made.notices)
-    assert "is also in" not in str(load(f"data.path={tmp_path}", validation_split="test").notices)
+    assert "2 of 3 rows for validation have a prompt or a text that is also trained on" in str(made.notices)
+    assert "is also trained on" not in str(load(f"data.path={tmp_path}", validation_split="test").notices)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7])
@@ -436,7 +436,7 @@ def test_a_validation_split_that_is_not_there_is_told(load, write, tmp_path):
         write(f"{name}.jsonl", [{"prompt": f"{name} {i}", "completion": "a"} for i in range(4)])
     for split, told in {"dev": True, "tset": True, "validation": False}.items():
         said = str(load(f"data.path={tmp_path}/files", validation_split=split).notices)
-        assert (f"has no split '{split}' for data.validation_split. It has: train, validation." in said) == told
+        assert (f"the validation split '{split}' is no split of it (it has: train, validation)" in said) == told
 
 
 def test_held_out_rows_share_no_prompt(write, load):
@@ -534,7 +534,7 @@ def test_dialogues_that_go_on_are_held_out_together(write, load, tmp_path):
     assert first and held and not first & held
     for name, some in {"train": rows[:3], "validation": [{"conversations": turns("Q0", "x")}, rows[9]]}.items():
         write(f"b/{name}.jsonl", some)
-    assert "1 of 2 rows have a prompt or a text that is also in train" in str(
+    assert "1 of 2 rows for validation have a prompt or a text that is also trained on" in str(
         load(f"data.path={tmp_path}/files/b").notices
     )
 
