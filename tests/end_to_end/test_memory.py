@@ -15,7 +15,9 @@ def logged(cwd, name="train/loss"):
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "reward", "toxicity"])
+@pytest.mark.parametrize(
+    "method", ["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "reward", "toxicity"))]
+)
 def test_bf16_true(tmp_path, method):
     """Catches weights that stay in float32, log-probs or sums in bfloat16, and a reference of another precision."""
     losses = {}
@@ -32,6 +34,7 @@ def test_bf16_true(tmp_path, method):
         assert losses["bf16-true"][0] == pytest.approx(0.6931472, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_early_stopping_and_an_average(tmp_path):
     """Catches callbacks that cannot be chosen from the command line, and a stop that is not told."""
     early = [
