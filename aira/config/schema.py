@@ -264,7 +264,7 @@ class Trainer(Open):
     """Arguments of Lightning's Trainer; a user's own file may have further ones."""
 
     target: Target
-    accelerator: Text
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     devices: Devices
     num_nodes: PositiveInt
     strategy: Text | Strategy

@@ -479,6 +479,7 @@ NEAREST = {
     "schedule.warmup=1.5": "2",
     "trainer.max_epochs=0": "1",
     "trainer.precision=bf16": "Did you mean 'bf16-mixed' or 'bf16-true'?",
+    "trainer.accelerator=cpuu": "Did you mean 'cpu'?",
     "export=lst": "Did you mean 'last'?",
     "data.exclude=a.csv": "[a.csv]",
     "data.path=5": "pkg://aira.data/sample/instruction-en",
