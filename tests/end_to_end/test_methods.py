@@ -38,9 +38,17 @@ def card_snippet(export):
     return done.stdout.strip().splitlines()
 
 
-@pytest.mark.parametrize("language", ["en", "pt"])
 @pytest.mark.parametrize("method", options("method"))
-@pytest.mark.parametrize("model", ["gpt2-tiny", "opt-tiny", "llama-tiny", "bert-tiny"])
+@pytest.mark.parametrize(
+    "model, language",
+    [
+        *(("gpt2-tiny", "en"), ("opt-tiny", "pt"), ("llama-tiny", "en"), ("bert-tiny", "pt")),
+        *(
+            pytest.param(model, language, marks=pytest.mark.slow)
+            for model, language in [("gpt2-tiny", "pt"), ("opt-tiny", "en"), ("llama-tiny", "pt"), ("bert-tiny", "en")]
+        ),
+    ],
+)
 def test_every_family_with_every_method(tmp_path, model, method, language):
     """Catches a composition that does not train and export, or an impossible one that is not refused."""
     chosen = [f"model={model}", f"method={method}", f"language={language}", f"cache_dir={tmp_path}"]
@@ -57,12 +65,17 @@ def test_every_family_with_every_method(tmp_path, model, method, language):
     "arguments, kind",
     [
         (["method=reward"], "pairs"),
-        (["method=reward", "model=bert-tiny"], "pairs"),
-        (["method=toxicity", "model=llama-tiny"], "texts"),
         (["method=toxicity", "model=bert-tiny", "method.objective=pairwise"], "texts"),
-        (["method=dpo", "model=opt-tiny"], "chat"),
         (["method=sft", "model=llama-tiny", "method.loss_on=all", "language=pt"], "chat"),
-        (["method=sft", "model=gpt2-tiny"], "chat"),
+        *(
+            pytest.param(*given, marks=pytest.mark.slow)
+            for given in (
+                (["method=reward", "model=bert-tiny"], "pairs"),
+                (["method=toxicity", "model=llama-tiny"], "texts"),
+                (["method=dpo", "model=opt-tiny"], "chat"),
+                (["method=sft", "model=gpt2-tiny"], "chat"),
+            )
+        ),
     ],
 )
 def test_the_card_says_how_to_use_it(tmp_path, arguments, kind):
