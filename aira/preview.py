@@ -8,7 +8,6 @@ from transformers import PreTrainedTokenizerBase
 
 from aira.config.schema import Train
 from aira.data.module import DataModule, Split
-from aira.data.plan import Plan
 from aira.data.trees import shared_prefix
 from aira.training import prepare
 
@@ -79,17 +78,7 @@ def _lengths(split: Split) -> Iterator[str]:
 
 def _epoch(data: DataModule, settings: Train) -> Iterator[str]:
     train = data.train
-    plan = Plan(
-        train.lengths,
-        train.targets,
-        batch_size=data.batch_size,
-        tokens_per_row=data.tokens_per_row,
-        padded=data.padded,
-        seed=data.seed,
-        input_tokens=train.tokens,
-        shares=data.shares,
-    )
-    steps = list(plan)
+    steps = list(data.plan(train))
     rows = [[int(train.lengths[i]) for i in row] for step in steps for row in step.rows]
     room = [len(row) * max(row) if data.padded else sum(row) for row in rows]
     branches = sum(sum(map(len, each)) for each in train.encoded[train.index.tolist()]["branches"])

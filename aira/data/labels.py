@@ -17,6 +17,9 @@ from aira.errors import AiraError
 HARMLESS, TOXIC = 0, 1
 """The two classes of labelled texts. A harmless text has a high score: see `aira.methods.toxicity`."""
 
+TOXIC_FROM = 0.5
+"""The least probability of a text that is taken to be toxic."""
+
 LABELS: dict[str, int | None] = {
     **dict.fromkeys(("0", "false", "harmless", "non-toxic", "not-toxic", "non-hateful"), HARMLESS),
     **dict.fromkeys(("1", "true", "harmful", "toxic", "hateful"), TOXIC),
@@ -38,7 +41,7 @@ class UnknownLabel(AiraError):
 
 def is_toxic(label: float) -> bool:
     """The class of a label that may be a probability: toxic from one half on."""
-    return label >= 0.5
+    return label >= TOXIC_FROM
 
 
 def label(value: Any, known: Mapping[str, int | None]) -> float:

@@ -430,9 +430,9 @@ class DataModule(BatchSource):
         """One pass over a split, in its order."""
         return self._loader(split, steps=None, start=0, shuffle=False)
 
-    def _loader(self, split: Split, steps: int | None, start: int, shuffle: bool) -> DataLoader[Batch]:
-        assert self.trainer is not None
-        plan = Plan(
+    def plan(self, split: Split, shuffle: bool = True, **settings: Any) -> Plan:
+        """The plan of a split, by the settings of the data and further ones of `aira.data.plan.Plan`."""
+        return Plan(
             split.lengths,
             split.targets,
             batch_size=self.batch_size,
@@ -440,13 +440,21 @@ class DataModule(BatchSource):
             padded=self.padded,
             shuffle=shuffle,
             seed=self.seed,
+            input_tokens=split.tokens,
+            shares=self.shares if shuffle else None,
+            **settings,
+        )
+
+    def _loader(self, split: Split, steps: int | None, start: int, shuffle: bool) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        plan = self.plan(
+            split,
+            shuffle,
             steps=steps,
             start=start,
             rank=self.trainer.global_rank,
             ranks=self.trainer.world_size,
             equal_rows=needs_equal_rows(self.trainer),
-            input_tokens=split.tokens,
-            shares=self.shares if shuffle else None,
         )
         return DataLoader(
             _Steps(split, self.tokenizer.pad_token_id or 0, separator_id(self.tokenizer), self.padded),  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from torchmetrics.functional.classification import (
 from transformers import PreTrainedTokenizerBase
 
 from aira.config.schema import Optimizer, Schedule
-from aira.data.labels import HARMLESS, TOXIC
+from aira.data.labels import HARMLESS, TOXIC, TOXIC_FROM
 from aira.data.trees import Row
 from aira.methods.base import Sums
 from aira.methods.preference import bradley_terry
@@ -108,7 +108,7 @@ class Toxicity(Scorer):
 
 def classes_of(labels: Tensor) -> Tensor:
     """The more probable class of each label, which may be a probability; see `aira.data.labels.is_toxic`."""
-    return (labels >= 0.5).long()
+    return (labels >= TOXIC_FROM).long()
 
 
 def _pair_sums(scores: Tensor) -> Sums:
