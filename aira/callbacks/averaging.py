@@ -1,6 +1,5 @@
 """Averages of the weights over the steps of a run: what is validated and exported in place of the last weights."""
 
-import math
 from functools import partial
 from typing import Any
 
@@ -8,6 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+from aira.config.types import steps_of
 
 
 class Averaging(pl.Callback):
@@ -45,8 +46,7 @@ class Averaging(pl.Callback):
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         """Add the weights after a step to the average."""
-        before = math.ceil(self.start * trainer.max_steps) if self.start < 1 else self.start
-        if trainer.global_step <= before:
+        if trainer.global_step <= steps_of(self.start, trainer.max_steps):
             return
         weights = list(self._trained(module).values())
         if not self.count:

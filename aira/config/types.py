@@ -76,6 +76,11 @@ Amount = Annotated[int | float, Range(0, whole_above=1)]
 """A fraction, or a number of steps or batches."""
 
 
+def steps_of(amount: float, steps: int) -> int:
+    """An `Amount` as a number of steps: below 1 it is a fraction of all steps, rounded up."""
+    return math.ceil(amount * steps) if amount < 1 else int(amount)
+
+
 def _require(value: Any, valid: bool) -> Any:
     """The value, if it is valid."""
     if not valid:

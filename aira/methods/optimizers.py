@@ -1,6 +1,5 @@
 """The optimizer and the learning rates of a run, from the libraries that have them."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from aira.config.schema import Optimizer as OptimizerSettings
 from aira.config.schema import Schedule
+from aira.config.types import steps_of
 
 
 def make_optimizer(module: nn.Module, settings: OptimizerSettings, fused: bool) -> Optimizer:
@@ -104,8 +104,8 @@ def learning_rates(settings: Schedule, peak: float, steps: int) -> Callable[[int
         peak: the learning rate at its peak.
         steps: of the whole run.
     """
-    warmup = _count(settings.warmup, steps)
-    decay = min(_count(settings.decay, steps), max(0, steps - warmup))
+    warmup = steps_of(settings.warmup, steps)
+    decay = min(steps_of(settings.decay, steps), max(0, steps - warmup))
     ratio = settings.min_lr / peak if peak else 0.0
     name, more = {
         "constant": ("constant_with_warmup", {}),
@@ -121,7 +121,3 @@ def learning_rates(settings: Schedule, peak: float, steps: int) -> Callable[[int
             return max(0.0, 1 - (step - warmup) / max(1, steps - warmup))
 
     return lambda step: (step + 1) / warmup if step < warmup else after(step)
-
-
-def _count(amount: float, steps: int) -> int:
-    return math.ceil(amount * steps) if amount < 1 else int(amount)
