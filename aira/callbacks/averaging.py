@@ -72,8 +72,9 @@ class Averaging(pl.Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the training weights: a run is resumed from them."""
         if self.kept is not None:
-            weights = dict(zip(self._trained(module), self.kept, strict=True))
-            checkpoint["state_dict"] = checkpoint["state_dict"] | weights
+            kept = dict(zip(map(id, self._trained(module).values()), self.kept, strict=True))
+            names = module.named_parameters(remove_duplicate=False)  # a tied weight has several
+            checkpoint["state_dict"] |= {name: kept[id(weight)] for name, weight in names if id(weight) in kept}
 
     def state_dict(self) -> dict[str, Any]:
         """The averages."""

@@ -42,7 +42,7 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("checkpoints", [1, 6, pytest.param(13, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("checkpoints", [1, *(pytest.param(count, marks=pytest.mark.slow) for count in (6, 13))])
 def test_killed_and_gone_on_with(undisturbed, tmp_path, checkpoints):
     """Catches a plan, optimizer, schedule or dropout that does not go on where it stopped, and a half-written file."""
     process = start(*SETTINGS, cwd=tmp_path)
@@ -98,9 +98,19 @@ def test_a_finished_run_without_its_export(undisturbed, tmp_path):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_a_finished_run_is_made_longer(tmp_path):
-    """Catches more steps that are asked for and not taken, or not those that a longer run takes."""
-    arguments = [*FEW, "schedule.name=constant", f"cache_dir={tmp_path}"]
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["optimizer.name=adamw-8bit", "callbacks=[default,ema]", "callbacks.ema.start=1"],
+        ["optimizer.name=muon", "callbacks=[default,swa]", "callbacks.swa.start=1", "model.config.n_embd=16"],
+        ["optimizer.name=adafactor", "model.load_in_4bit=true", "model.lora.r=4", "model.dropout=0.1"],
+    ],
+    ids=lambda settings: " ".join(settings[:2]),
+)
+def test_a_finished_run_is_made_longer(tmp_path, settings):
+    """Catches more steps that are asked for and not taken, or not those that a longer run takes, and lost averages."""
+    arguments = [*FEW, "model.config.n_layer=2", *settings, "schedule.name=constant", f"cache_dir={tmp_path}"]
     longer = [*arguments, "trainer.max_steps=7"]
     train(compose_config("train", [*arguments, "trainer.max_steps=3"]), tmp_path / "parts")
     last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
