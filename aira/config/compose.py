@@ -4,6 +4,7 @@ An error on a wrong name or value comes within a second, and names the nearest v
 """
 
 import contextlib
+import copy
 import functools
 import inspect
 import re
@@ -16,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from aira.config.check import S, validate
@@ -123,11 +124,11 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
                     check_own_file(override.key_or_group, option)
             group_overrides = [text for text, group in zip(overrides, is_group, strict=True) if group]
             compose_defaults = _cached_defaults if conf_dirs() == [CONF] else _defaults  # a user's files may change
-            default_values, choices = compose_defaults(config_name, tuple(group_overrides))
+            default_values, choices, defaults = compose_defaults(config_name, tuple(group_overrides))
             for override, group in zip(parsed, is_group, strict=True):
                 if not group:
                     check_key(override, default_values, choices, config_name)
-            cfg = compose(config_name, overrides)
+            cfg = compose(config_name, overrides) if group_overrides != overrides else copy.deepcopy(defaults)
             _check_missing(cfg, config_name)
             values = to_dict(cfg)
             recipe = choices.get("experiment")
@@ -156,10 +157,13 @@ def _chosen(override: Override) -> list[str]:
     return [str(option).removesuffix(".yaml") for option in (value if isinstance(value, list) else [value])]
 
 
-def _defaults(config_name: str, group_overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a command composes with only its groups chosen, as plain data, and the option of each group."""
+def _defaults(config_name: str, group_overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str], DictConfig]:
+    """What a command composes with only its groups chosen, as plain data; each group's option; and the composed one."""
     defaults = compose(config_name, list(group_overrides), return_hydra_config=True)
-    return _defaults_dict(defaults), dict(defaults.hydra.runtime.choices)
+    values, choices = _defaults_dict(defaults), dict(defaults.hydra.runtime.choices)
+    with open_dict(defaults):
+        del defaults["hydra"]
+    return values, choices, defaults
 
 
 _cached_defaults = functools.cache(_defaults)  # a search checks many trials in one process
