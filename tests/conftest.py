@@ -1,6 +1,7 @@
 """What all tests share: no network, a cache of their own, the real data where it is."""
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -36,6 +37,12 @@ def sigpipe():
     yield
     if signal.getsignal(signal.SIGPIPE) != before:
         signal.signal(signal.SIGPIPE, before)
+
+
+def pytest_collection_finish():
+    """Keep what is there for the whole time out of garbage collection, which Lightning and others ask for often."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):

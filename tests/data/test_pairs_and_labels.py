@@ -115,6 +115,7 @@ def test_real_pairs_of_turns(load, data_folder):
 CLASSES = ["homophobia", "obscene", "insult", "racism", "misogyny", "xenophobia"]
 
 
+@pytest.mark.slow
 def test_real_labels(load, data_folder):
     """Catches another rule for ToLD-Br than the published one: its label of every row of the test split."""
     made = load("data=told-br", "language=pt", "method=toxicity", f"data.path={data_folder / 'told_br.csv'}")
@@ -128,6 +129,7 @@ def test_real_labels(load, data_folder):
     assert sum(len(found[text]) > 1 for text in both) < 20
 
 
+@pytest.mark.slow
 def test_real_rows_are_excluded(load, data_folder):
     """Catches test texts that are trained on."""
     files = [str(data_folder / f"told_br_{name}_binary.csv") for name in ("test", "validation")]

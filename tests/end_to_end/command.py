@@ -2,9 +2,12 @@
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +23,52 @@ SMALL = [
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 
+class Forked:
+    """A process of train.py with the methods of `subprocess.Popen` that the tests use."""
+
+    def __init__(self, command, cwd, printed):
+        self.pid = _ask(command=[str(part) for part in command], cwd=str(cwd), printed=printed)
+        self.returncode = None
+
+    def wait(self, poll=False):
+        if self.returncode is None:
+            self.returncode = _ask(wait=self.pid, poll=poll)
+        return self.returncode
+
+    def poll(self):
+        return self.wait(poll=True)
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+class Piped(Forked):
+    """One whose output can be waited for, with that of its children."""
+
+    def __init__(self, command, cwd):
+        with tempfile.TemporaryDirectory() as folder:
+            fifo = Path(folder) / "printed"
+            os.mkfifo(fifo)
+            self.stdout = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+            super().__init__(command, cwd, str(fifo))
+            select.select([self.stdout], [], [])  # the other end is open, and has written
+        self.printed = b""
+
+    def communicate(self, timeout=900):
+        end = time.monotonic() + timeout
+        while select.select([self.stdout], [], [], max(0, end - time.monotonic()))[0]:
+            if not (more := os.read(self.stdout, 1 << 16)):
+                os.close(self.stdout)
+                self.wait()
+                return self.printed.decode(errors="replace"), None
+            self.printed += more
+        raise subprocess.TimeoutExpired("train.py", timeout)
+
+
 def start(*arguments, cwd, launcher=(), environment=None):
     """Start train.py in `cwd` without waiting for it.
 
@@ -27,6 +76,8 @@ def start(*arguments, cwd, launcher=(), environment=None):
         launcher: a module, and its arguments, that starts it in Python's place, such as torchrun's.
         environment: variables beside the usual ones.
     """
+    if not launcher and not environment:
+        return Piped([ROOT / "train.py", *arguments], cwd)
     module = ["-m", *launcher] if launcher else []
     command = [sys.executable, *module, str(ROOT / "train.py"), *arguments]
     variables = {**ENVIRONMENT, **(environment or {})}
@@ -55,15 +106,18 @@ def _forks():
     )
 
 
+def _ask(**asked):
+    forks = _forks()
+    forks.stdin.write(json.dumps(asked) + "\n")
+    forks.stdin.flush()
+    return json.loads(forks.stdout.readline())
+
+
 def run(*arguments, cwd, status=0):
     """Run train.py in `cwd`, in a process of its own whose libraries are there already, and return what it printed."""
-    forks = _forks()
     with tempfile.NamedTemporaryFile(mode="r+", encoding="utf-8", errors="replace") as printed:
-        asked = {"command": [str(ROOT / "train.py"), *arguments], "cwd": str(cwd), "printed": printed.name}
-        forks.stdin.write(json.dumps(asked) + "\n")
-        forks.stdin.flush()
-        ended = forks.stdout.readline().strip()
-        assert ended == str(status), f"status {ended}, for {status}:\n{printed.read()}"
+        ended = Forked([ROOT / "train.py", *arguments], cwd, printed.name).wait()
+        assert ended == status, f"status {ended}, for {status}:\n{printed.read()}"
         return printed.read()
 
 

@@ -1,36 +1,62 @@
 """Runs train.py in forks of one process that has imported the libraries, which takes longer than the tests' own runs.
 
-Each line of its input is JSON: the command, its folder, and the file for what it prints. It answers with the status.
+Each line of its input is JSON, and each is answered by a line. `command`, `cwd` and `printed` (a file or FIFO) start a
+fork: its process id. `wait` and a process id: its status once it has ended, or with `poll` null until then.
 """
 
+import contextlib
+import gc
+import importlib
 import json
 import os
+import pkgutil
 import runpy
 import signal
 import sys
 
-import aira.sweeps
-import aira.training
-import aira.trials  # noqa: F401
+import aira
+
+LIBRARIES = ("codecarbon.core.resource_tracker", "matplotlib.backends.backend_svg", "pandas")
+"""What Aira imports only where it is needed."""
+
+for name in (*LIBRARIES, *(module.name for module in pkgutil.walk_packages(aira.__path__, "aira."))):
+    if not name.endswith(("__main__", "tracking.wandb")):  # wandb makes a folder, which the first fork would remove
+        importlib.import_module(name)
 
 
 def serve() -> None:
-    """Answer until the input ends; a fork leaves by what train.py ends with."""
+    """Answer until the input ends, and end what was started; a fork leaves by what train.py ends with."""
+    gc.collect()
+    gc.freeze()  # or the first collection of each fork writes to, and so copies, every page
+    running: set[int] = set()
     for line in sys.stdin:
         asked = json.loads(line)
-        sys.stdout.flush()
-        child = os.fork()
-        if not child:
-            printed = os.open(asked["printed"], os.O_WRONLY | os.O_CREAT)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(printed, 1)
-            os.dup2(printed, 2)
-            os.chdir(asked["cwd"])
-            signal.alarm(900)
-            sys.argv = asked["command"]
-            runpy.run_path(sys.argv[0], run_name="__main__")
-            return
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        if "command" in asked:
+            sys.stdout.flush()
+            child = os.fork()
+            if not child:
+                printed = os.open(asked["printed"], os.O_WRONLY | os.O_CREAT)
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                os.dup2(printed, 1)
+                os.dup2(printed, 2)
+                os.close(printed)
+                # streams of their own, since they know whether they are of a file
+                sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+                sys.stderr = open(2, "w", 1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+                os.chdir(asked["cwd"])
+                signal.alarm(900)
+                sys.argv = asked["command"]
+                runpy.run_path(sys.argv[0], run_name="__main__")
+                return
+            running.add(child)
+            print(child, flush=True)
+        else:
+            ended, status = os.waitpid(asked["wait"], os.WNOHANG if asked["poll"] else 0)
+            running.discard(ended)
+            print(json.dumps(os.waitstatus_to_exitcode(status) if ended else None), flush=True)
+    for child in running:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,7 @@ def test_the_figure_of_a_task():
         _main_figure({"alias": "a-group"})
 
 
+@pytest.mark.slow
 def test_a_name_for_several_tasks_is_taken_apart():
     """Catches a tag of the harness, which it answers with no figure of its own after all the work."""
     manager = TaskManager()
@@ -172,6 +173,7 @@ def test_only_equal_settings_are_ranked(tmp_path):
     assert [sum(marked) for marked in marks] == [0, 1] and marks[1][tasks.index("t")]
 
 
+@pytest.mark.slow
 def test_scorers_on_real_files(exports, tmp_path, data_folder):
     """The files' columns are read, and each purpose has its tasks; both classes are there."""
     for purpose, suite, tasks in (
@@ -186,6 +188,7 @@ def test_scorers_on_real_files(exports, tmp_path, data_folder):
             assert {"accuracy", "low", "high", "difference", "lower", "upper"} <= set(figures)
 
 
+@pytest.mark.slow
 def test_benchmarks_of_chat_models_on_real_files(exports, tmp_path, data_folder):
     """The harness's tasks with rows from files; questions longer than the context are cut as the harness cuts."""
     given = ["eval=aira-en", f"eval.data_dir={data_folder}", "eval.limit=3", "eval.published=[GPT-2]"]

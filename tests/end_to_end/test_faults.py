@@ -18,6 +18,7 @@ from tests.end_to_end.test_methods import FEW
 ROWS = [{"prompt": f"{i} and {i}", "chosen": str(2 * i), "rejected": str(3 * i + 1)} for i in range(16)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [pytest.param("x" * 40, marks=pytest.mark.slow), "not-a-key"])
 def test_weights_and_biases_out_of_reach(tmp_path, key):
     """Catches a run that ends, or waits for ever, since a server does not answer or refuses the key."""
@@ -79,13 +80,14 @@ def test_a_killed_worker_is_told(tmp_path):
     while not list(tmp_path.glob("outputs/*/*/checkpoints/last.ckpt")) and process.poll() is None:
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [pid for pid in children if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+    workers = [pid for pid in children if "end_to_end.fork" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(int(workers[0]), signal.SIGKILL)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 2 and "Another process of this run has ended" in printed, printed
     assert "Traceback" not in printed and "Resume with ckpt_path=" in printed
 
 
+@pytest.mark.slow
 def test_no_room_for_a_file(tmp_path):
     """Catches a traceback, or a checkpoint that is lost, where nothing more can be written; here, files of 3 MB."""
     command = f"ulimit -f 3000; exec {sys.executable} {ROOT / 'train.py'} {' '.join(SMALL)} trainer.max_steps=2"

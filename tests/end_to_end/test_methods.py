@@ -64,12 +64,12 @@ def test_every_family_with_every_method(tmp_path, model, method, language):
 @pytest.mark.parametrize(
     "arguments, kind",
     [
-        (["method=reward"], "pairs"),
         (["method=toxicity", "model=bert-tiny", "method.objective=pairwise"], "texts"),
-        (["method=sft", "model=llama-tiny", "method.loss_on=all", "language=pt"], "chat"),
         *(
             pytest.param(*given, marks=pytest.mark.slow)
             for given in (
+                (["method=reward"], "pairs"),
+                (["method=sft", "model=llama-tiny", "method.loss_on=all", "language=pt"], "chat"),
                 (["method=reward", "model=bert-tiny"], "pairs"),
                 (["method=toxicity", "model=llama-tiny"], "texts"),
                 (["method=dpo", "model=opt-tiny"], "chat"),
@@ -90,6 +90,7 @@ def test_the_card_says_how_to_use_it(tmp_path, arguments, kind):
         assert set(printed[1].strip("[]").split(", ")) <= {"True", "False"}
 
 
+@pytest.mark.slow
 def test_dpo_by_default(tmp_path):
     """Catches a default that does not raise the margins, or does not start at ln 2."""
     printed = run("method=dpo", "trainer.log_every_n_steps=1", "trainer.enable_progress_bar=false", cwd=tmp_path)
@@ -105,6 +106,7 @@ def test_dpo_by_default(tmp_path):
     assert "val/rewards/margins" in printed and "Question: What is the capital of France?" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", ["en", pytest.param("pt", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", [pytest.param("reward", marks=pytest.mark.slow), "toxicity"])
 def test_scorers_by_default(tmp_path, method, language):

@@ -44,8 +44,13 @@ def test_gone_on_with(tmp_path):
     assert not any(torch.equal(other[name], tensor) for name, tensor in expected.items() if "attn.c_attn.w" in name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "trainer", [["trainer=ddp-cpu"], ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]]
+    "trainer",
+    [
+        ["trainer=ddp-cpu"],
+        pytest.param(["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"], marks=pytest.mark.slow),
+    ],
 )
 def test_processes_make_no_difference(tmp_path, trainer):
     """Catches rollouts that are normalised by one rank's tokens, and ranks that run other numbers of rows and hang."""

@@ -58,6 +58,7 @@ def test_a_signal_saves_and_stops(undisturbed, tmp_path, name):
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_processes(tmp_path):
     """Catches ranks that stop at different steps and wait for each other for ever."""
     process = start(*SETTINGS, "trainer=ddp-cpu", cwd=tmp_path)
@@ -81,6 +82,7 @@ def child_of(process):
     raise AssertionError("there is no second process")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_rank_ends_the_others(tmp_path, killed):
     """Catches a process that waits for one that is gone."""

@@ -29,6 +29,7 @@ def chat(export, question):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "language, question, expected",
     [

@@ -24,6 +24,7 @@ def launched(module, *arguments, processes=2):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy, chosen",
     [
@@ -53,6 +54,7 @@ def test_rows_and_processes_make_no_difference(tmp_path, strategy, chosen):
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [False, pytest.param(True, marks=SLOW)])
 def test_no_process_holds_a_whole_reference(tmp_path, elsewhere):
     """Catches a reference that is computed before weights are sharded, and a copy of the whole model that is kept."""
