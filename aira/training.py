@@ -71,7 +71,7 @@ def _train(settings: Train, config: dict[str, Any], run: Path, by_hydra: bool, s
     part_settings = settings.callbacks.parts()
     check_parts(part_settings, "callbacks")
     check_parts(settings.logger.parts(), "logger")
-    precision = _precision(settings.trainer)
+    precision = resolve_precision(settings.trainer)
     pl.seed_everything(settings.seed, verbose=False)
     checkpoint = Path(settings.ckpt_path) if settings.ckpt_path else None
     state = read_state(checkpoint) if checkpoint else {}
@@ -89,6 +89,7 @@ def _train(settings: Train, config: dict[str, Any], run: Path, by_hydra: bool, s
         dropout=backbone.dropout,
         gradient_checkpointing=backbone.gradient_checkpointing,
         compile=backbone.compile,
+        load_in_4bit=backbone.load_in_4bit,
         lora=backbone.lora,
         **source,
     )
@@ -349,7 +350,7 @@ def _trainer(
         raise AiraError(f"The trainer cannot be set up: {error} (trainer=cpu runs everywhere.)") from error
 
 
-def _precision(settings: TrainerSettings) -> str:
+def resolve_precision(settings: TrainerSettings) -> str:
     """The precision, with trainer.precision=auto resolved for this machine."""
     if settings.precision != "auto":
         return settings.precision

@@ -38,10 +38,12 @@ PRIVATE = {
     "hydra._internal.utils.get_args_parser": "hydra-core",
     "_attn_implementation": "transformers",
     "_fingerprint": "datasets",
+    "_load_from_state_dict": "torch",
     "_log_artifact": "wandb",
     "_precompute_ref_logps": "trl",
     "_to_model": "wandb-workspaces",
     "_total_energy": "codecarbon",
+    "torch._subclasses.fake_tensor.FakeTensorMode": "torch",
 }
 """Names that other libraries call private, and the distribution whose next releases may lack them."""
 STANDARD = ("_replace",)

@@ -74,6 +74,7 @@ OPTIONS = {
 SWITCHES = {
     "bf16": "trainer.precision=bf16-mixed",
     "fp16": "trainer.precision=16-mixed",
+    **dict.fromkeys(("load_in_4bit", "quantization_bit", "use_4bit", "qlora"), "model.load_in_4bit=true"),
     **dict.fromkeys(("use_peft", "use_lora", "lora"), "model.lora.r=8"),
     **dict.fromkeys(("cpu", "use_cpu", "no_cuda"), "trainer=cpu"),
     "wandb": "logger=wandb",

@@ -9,7 +9,7 @@ from pathlib import Path
 from aira.config.conf import architecture_of, ids_of, options, recipe_choices
 from aira.config.schema import DPO, Answering, Evaluate, Model, Toxicity, Train
 from aira.errors import AiraError
-from aira.files import locate
+from aira.files import install_command, locate
 
 NO_FP16 = (
     "a CPU has no such autocast. Set trainer.precision=bf16-mixed, or 32-true.",
@@ -60,10 +60,26 @@ def check_run(settings: Train) -> None:
         _check_pairs(method)
     if isinstance(method, Toxicity) and method.class_weights and method.objective == "pairwise":
         raise AiraError("method.class_weights are for method.objective=classification; pairs hold one of each class.")
+    if model.load_in_4bit:
+        _check_4bit(settings)
     if model.compile and model.attn_implementation != "sdpa":
         raise AiraError(
             "model.compile=true needs model.attn_implementation=sdpa: the loop over trees does not compile."
         )
+
+
+def _check_4bit(settings: Train) -> None:
+    """Check that weights of 4 bits can be held, and that something else is trained."""
+    if not settings.model.lora.r:
+        raise AiraError("model.load_in_4bit=true freezes weights: it needs adapters to train, such as model.lora.r=16.")
+    if settings.trainer.sharded:
+        raise AiraError("model.load_in_4bit=true: trainer=fsdp shards no 4-bit weights. Choose another trainer.")
+    _need_bitsandbytes("model.load_in_4bit=true")
+
+
+def _need_bitsandbytes(setting: str) -> None:
+    if not find_spec("bitsandbytes"):
+        raise AiraError(f"{setting} needs bitsandbytes. Run `{install_command('quant')}`.")
 
 
 def _check_optimizer(settings: Train) -> None:
@@ -71,10 +87,8 @@ def _check_optimizer(settings: Train) -> None:
     name, schedule, peak = settings.optimizer.name, settings.schedule, settings.optimizer.lr
     if name != "adamw" and settings.trainer.sharded:
         raise AiraError(f"optimizer.name={name}: with trainer=fsdp, which shards weights, only adamw is supported.")
-    if name == "adamw-8bit" and not find_spec("bitsandbytes"):
-        raise AiraError(
-            "optimizer.name=adamw-8bit needs bitsandbytes. Run `pip install bitsandbytes` (or install aira[quant])."
-        )
+    if name == "adamw-8bit":
+        _need_bitsandbytes("optimizer.name=adamw-8bit")
     if not schedule.min_lr:
         return
     if schedule.name not in (with_end := ("cosine_with_min_lr", "polynomial", "wsd")):

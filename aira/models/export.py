@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from aira.files import LOCAL, as_json, markdown, without_home
 from aira.models.families import FAMILIES, UNLIMITED, Family, context_length
+from aira.models.lora import merge_lora
 
 
 def export(
@@ -35,7 +36,7 @@ def export(
         max_length: tokens that `truncation=True` cuts to; None for the model's context.
     """
     if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+        model = merge_lora(model)
     if model.can_generate():
         model.generation_config.max_new_tokens = max_new_tokens
     part, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))

@@ -215,6 +215,7 @@ def load_model(
     dropout: float | None = 0.0,
     gradient_checkpointing: bool = False,
     compile: bool = False,
+    load_in_4bit: bool = False,
     lora: Lora | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -230,6 +231,7 @@ def load_model(
             other purpose is made anew, with a notice.
         config: see `load_config`.
         dropout: probability of every dropout layer; None keeps the configuration's own.
+        load_in_4bit: hold the backbone's linear layers in 4 bits, frozen, under LoRA.
         lora: as in conf/model/_base.yaml.
 
     Returns:
@@ -242,8 +244,7 @@ def load_model(
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     settings, fresh = load_config(path, len(tokenizer), architecture=architecture, head=head, config=config, **where)
     ends = end_tokens(path, tokenizer, added, settings, **where)  # before the vocabulary grows
-    if dropout is not None:
-        _set_dropout(settings, dropout)
+    activation = prepare_config(settings, dropout)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     auto = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
     purpose = score_label(settings)
@@ -255,9 +256,6 @@ def load_model(
         settings.num_labels, settings.id2label, settings.label2id = 1, {0: label}, {label: 0}
         # what pipelines go by: the sigmoid of a score that means harmless is a probability, a reward is a number
         settings.problem_type = "multi_label_classification" if label == "harmless" else "regression"
-    activation = getattr(settings, "activation_function", None)
-    if activation == "gelu_new":
-        settings.activation_function = "gelu_pytorch_tanh"  # the same function, in one kernel in place of eight
     source, arguments, adapter = _source(path, **where)
     if architecture == "encoder" and attn_implementation == "trees":
         attn_implementation = "sdpa"
@@ -311,6 +309,10 @@ def load_model(
         model.generation_config = GenerationConfig(**special | several)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if load_in_4bit:
+        from aira.models.quantized import quantize  # bitsandbytes need not be installed
+
+        quantize(model)
     if lora and lora.r:
         model = add_lora(model, lora, added, head)
     if compile:
@@ -355,10 +357,19 @@ def _explained(path: str, source: str, adapter: str | None) -> Iterator[None]:
         raise AiraError(f"{path} is an adapter, whose base is {source}. {error}") from error
 
 
-def _set_dropout(config: PretrainedConfig, probability: float) -> None:
-    for name, value in config.to_dict().items():
+def prepare_config(config: PretrainedConfig, dropout: float | None) -> str | None:
+    """Set what training changes in a configuration: the dropout, and an activation that is faster as one kernel.
+
+    Returns:
+        The activation that the configuration had, for exports; None if it names none.
+    """
+    for name, value in config.to_dict().items() if dropout is not None else ():
         if name.endswith(("dropout", "pdrop", "dropout_prob")) and (value is None or isinstance(value, (int, float))):
-            setattr(config, name, probability)
+            setattr(config, name, dropout)
+    activation: str | None = getattr(config, "activation_function", None)
+    if activation == "gelu_new":
+        config.activation_function = "gelu_pytorch_tanh"  # the same function, in one kernel in place of eight
+    return activation
 
 
 def _renew_head(model: PreTrainedModel) -> None:

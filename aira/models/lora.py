@@ -1,5 +1,7 @@
 """Low-rank adapters by PEFT (Hu et al., 2022; DoRA, Liu et al., 2024; rank-stabilized, Kalajdzievski, 2023)."""
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -28,3 +30,24 @@ def add_lora(model: PreTrainedModel, lora: Lora, added: list[int], head: str) ->
     )
     adapted: nn.Module = get_peft_model(model, settings)
     return adapted
+
+
+def merge_lora(model: Any) -> PreTrainedModel:
+    """The model with its adapters in its weights for good; of a 4-bit base, in the weights that it computes with.
+
+    Args:
+        model: from `add_lora`.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    if getattr(model.get_base_model(), "is_loaded_in_4bit", False):
+        from aira.models.quantized import dequantize
+
+        settings, state = model.peft_config["default"], get_peft_model_state_dict(model, save_embedding_layers=False)
+        base = model.unload()
+        dequantize(base)
+        settings.fan_in_fan_out = any(isinstance(module, Conv1D) for module in base.modules())
+        model = get_peft_model(base, settings)
+        set_peft_model_state_dict(model, state)
+    merged: PreTrainedModel = model.merge_and_unload()
+    return merged

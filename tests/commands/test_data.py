@@ -3,6 +3,8 @@
 import json
 import re
 
+import pytest
+
 from aira.config.compose import compose_settings
 from aira.config.schema import Train
 from aira.preview import preview
@@ -20,6 +22,9 @@ def number(text, name):
     return int(re.search(rf"{name} +(\d+)", text)[1])
 
 
+MEMORY = ("weights", "gradients", "optimizer state")
+
+
 def test_instructions(tmp_path):
     """Catches scored text that is not the answer, and counts that are not those of the examples."""
     rows = [{"instruction": f"Say {i}.", "output": "It is so. " * (i + 1), "id": i} for i in range(5)]
@@ -34,6 +39,8 @@ def test_instructions(tmp_path):
     assert number(text, "tokens read") == number(text, "tokens of separate branches")
     assert number(text, "different prompts") == 4 and "Validation: 1 examples" in text
     assert sum(map(int, re.findall(r"–\d+ +(\d+)", text))) == 4
+    weights, gradients, state = (float(re.search(rf"{of} +([\d.]+) GB", text)[1]) for of in MEMORY)
+    assert weights == gradients and state == pytest.approx(2 * weights, abs=2e-3)
     assert "\033[32mIt is so." in shown(tmp_path, rows, color=True)
 
 
