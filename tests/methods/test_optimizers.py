@@ -44,7 +44,7 @@ def test_each_weight_steps_as_by_its_library(name):
     """Catches a setting that is not passed on, decay of vectors, and Muon on embeddings."""
     ours, _ = tiny()
     theirs = copy.deepcopy(ours)
-    found = stepped(ours, make_optimizer(ours, named(name, weight_decay=0.1), fused=False))
+    found = stepped(ours, make_optimizer(ours, named(name, weight_decay=0.1, momentum=0.8), fused=False))
     matrices = {key for key, one in theirs.named_parameters() if one.dim() == 2}
     hidden = {key for key in matrices if ".h." in key}
     assert len(hidden) == 8 and len(matrices) == 10  # the head is tied to the embeddings; and there are positions
@@ -59,7 +59,7 @@ def test_each_weight_steps_as_by_its_library(name):
             for group, weights in parts.items():
                 decay = 0.0 if group == "vectors" else 0.1
                 if group == "muon":
-                    rate = {"lr": 1e-3, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+                    rate = {"lr": 1e-3, "momentum": 0.8, "adjust_lr_fn": "match_rms_adamw"}
                     self.all.append(torch.optim.Muon(weights, weight_decay=decay, **rate))
                 elif name == "adafactor":
                     self.all.append(torch.optim.Adafactor(weights, lr=1e-3, weight_decay=decay))
