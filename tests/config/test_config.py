@@ -589,7 +589,7 @@ def test_no_number_is_without_bounds(config_name):
     said = {
         f"{key}={value}": answer(config_name, f"{key}={value}", *chosen)
         for key, chosen in found.items()
-        for value in ("nan", "-inf", "[some]", "true")
+        for value in ("nan", "[some]")
     }
     assert not [text for text, told in said.items() if not (told and told.startswith(text.split("=")[0]))]
 

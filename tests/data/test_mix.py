@@ -112,6 +112,7 @@ def test_keys_tell_mixtures_apart(mixed):
     assert keys[0] != keys[1]
 
 
+@pytest.mark.slow
 def test_from_the_command_line(mixed, tmp_path):
     """Catches keys that the command line does not reach, and losses of the sources that are not apart."""
     mixed({}, {})

@@ -383,7 +383,7 @@ def whole_batches(table):
     return table[: source.tell()]
 
 
-@pytest.mark.parametrize("num_proc", [1, 2])
+@pytest.mark.parametrize("num_proc", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "damage", [lambda table: b"", lambda table: table[: len(table) // 2], lambda table: table[:-20], whole_batches]
 )

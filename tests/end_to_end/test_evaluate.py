@@ -229,6 +229,7 @@ def test_nothing_is_asked_of_git(exports, tmp_path, monkeypatch, capfd):
     assert "git" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with(exports, tmp_path):
     """Killed half way, the next call scores only what is missing, and ends with the same figures."""
     command = [sys.executable, str(ROOT / "evaluate.py"), f"model.path={exports}/toxicity", "language=pt"]

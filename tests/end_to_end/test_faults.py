@@ -48,6 +48,7 @@ def test_a_broken_cache_is_made_again(tmp_path):
         assert all(path.stat().st_size for path in kept)
 
 
+@pytest.mark.slow
 def test_two_runs_share_an_empty_cache(tmp_path):
     """Catches a run that reads what another one is still writing."""
     folders = [tmp_path / name for name in ("a", "b")]

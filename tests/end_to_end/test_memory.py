@@ -15,9 +15,8 @@ def logged(cwd, name="train/loss"):
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
-@pytest.mark.parametrize(
-    "method", ["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "reward", "toxicity"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dpo", "sft", "reward", "toxicity"])
 def test_bf16_true(tmp_path, method):
     """Catches weights that stay in float32, log-probs or sums in bfloat16, and a reference of another precision."""
     losses = {}

@@ -97,6 +97,7 @@ def test_a_killed_rank_ends_the_others(tmp_path, killed):
     assert not os.path.exists(f"/proc/{other}/fd") or not os.listdir(f"/proc/{other}/fd")
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_is_passed_over(undisturbed, tmp_path):
     """Catches a run that cannot be gone on with because its newest checkpoint was cut off."""
     process = start(*SETTINGS, cwd=tmp_path)

@@ -77,6 +77,7 @@ def test_what_is_pruned(tmp_path):
             assert pruner() == prune
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_is_stopped(tmp_path):
     """Catches a trial that runs on, or one that dies without its checkpoint."""
     last = tmp_path / "trial" / "checkpoints" / "last.ckpt"

@@ -34,7 +34,7 @@ def chat(export, question):
     "language, question, expected",
     [
         ("en", "What is the capital of France?", "Paris"),
-        pytest.param("pt", "Qual é a capital da França?", "Paris", marks=pytest.mark.slow),
+        ("pt", "Qual é a capital da França?", "Paris"),
     ],
 )
 def test_the_default_run(tmp_path, language, question, expected):

@@ -55,7 +55,8 @@ def test_rows_make_no_difference(tmp_path, path, expected, tokens_per_row):
     assert_expected(recorder.gradients[0], metrics, expected)
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_processes_make_no_difference(tmp_path, path, expected, strategy):
     """Catches a statistic of one rank's rows, or that counts rows which are run for nothing."""
     launched("baseline", strategy, 100, tmp_path, tmp_path / "found.pt")
