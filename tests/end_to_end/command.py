@@ -24,10 +24,10 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 
 class Forked:
-    """A process of train.py with the methods of `subprocess.Popen` that the tests use."""
+    """A process of a command with the methods of `subprocess.Popen` that the tests use."""
 
-    def __init__(self, command, cwd, printed):
-        self.pid = _ask(command=[str(part) for part in command], cwd=str(cwd), printed=printed)
+    def __init__(self, command, cwd, printed, typed=os.devnull):
+        self.pid = _ask(command=[str(part) for part in command], cwd=str(cwd), printed=printed, typed=typed)
         self.returncode = None
 
     def wait(self, poll=False):
@@ -119,6 +119,18 @@ def run(*arguments, cwd, status=0):
         ended = Forked([ROOT / "train.py", *arguments], cwd, printed.name).wait()
         assert ended == status, f"status {ended}, for {status}:\n{printed.read()}"
         return printed.read()
+
+
+def run_aira(*arguments, cwd, typed=""):
+    """Run `aira` in `cwd`, as `run` does, with a text as its input; its status, and what it printed."""
+    with (
+        tempfile.NamedTemporaryFile(mode="r+", encoding="utf-8", errors="replace") as printed,
+        tempfile.NamedTemporaryFile(mode="w", encoding="utf-8") as given,
+    ):
+        given.write(typed)
+        given.flush()
+        status = Forked(["", *arguments], cwd, printed.name, given.name).wait()
+        return status, printed.read()
 
 
 def run_folder(cwd):

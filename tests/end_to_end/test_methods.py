@@ -45,7 +45,7 @@ def card_snippet(export):
         *(("llama-tiny", "pt"), ("bert-tiny", "en")),
         *(
             pytest.param(model, language, marks=pytest.mark.slow)
-            for model, language in [("gpt2-tiny", "en"), ("opt-tiny", "pt"), ("llama-tiny", "en"), ("bert-tiny", "pt")]
+            for model, language in [("gpt2-tiny", "en"), ("opt-tiny", "pt")]
         ),
     ],
 )

@@ -30,33 +30,26 @@ def chat(export, question):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "language, question, expected",
-    [
-        ("en", "What is the capital of France?", "Paris"),
-        ("pt", "Qual é a capital da França?", "Paris"),
-    ],
-)
-def test_the_default_run(tmp_path, language, question, expected):
+def test_the_default_run(tmp_path):
     """Catches a default that does not learn its training answers, or an export that answers otherwise than the run."""
-    printed = run(f"language={language}", "trainer.enable_progress_bar=false", cwd=tmp_path)
+    printed = run("trainer.enable_progress_bar=false", cwd=tmp_path)
     folder = run_folder(tmp_path)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["exact_match/train"] >= 0.8
     assert "held-out paraphrases" in printed and 0 <= metrics["exact_match/val"] <= 1
     assert metrics["emissions/energy_kwh"] > 0 and metrics["perf/tokens_per_second"] > 0
-    assert metrics["steps"] == metrics["epochs"] * -(-_rows(language) // 16)
-    answer = chat(folder / "export", question)
-    assert expected in answer and answer in printed
+    assert metrics["steps"] == metrics["epochs"] * -(-_rows() // 16)
+    answer = chat(folder / "export", "What is the capital of France?")
+    assert "Paris" in answer and answer in printed
     names = {path.name for path in folder.iterdir()}
     assert {".hydra", "checkpoints", "export", "logs", "metrics.json", "environment.json"} <= names
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
 
 
-def _rows(language):
+def _rows():
     from aira.files import locate
 
-    with open(locate(f"pkg://aira.data/sample/instruction-{language}/train.jsonl"), encoding="utf-8") as file:
+    with open(locate("pkg://aira.data/sample/instruction-en/train.jsonl"), encoding="utf-8") as file:
         return sum(1 for _ in file)
 
 
