@@ -93,7 +93,7 @@ def run_here(command, cwd):
     given = [small.get(word, word) for word in given]
     given = ["sweep.trials=2" if word.startswith("sweep.trials=") else word for word in given]
     fixed = {"--help", "--cfg"} & set(given)
-    given += [] if fixed else ADDED.get(name, [])
+    given += [] if fixed or "compare=" in command else ADDED.get(name, [])
     if "outputs/scorer/run" in command and not (cwd / "outputs/scorer/run").exists():
         shutil.copytree(cwd / newest("reward"), cwd / "outputs/scorer/run")  # a benchmark would have made it
     if name == "pipeline":
