@@ -8,9 +8,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from aira.config.schema import Train
 from aira.data.module import DataModule, Split
+from aira.data.plan import Step
 from aira.data.trees import shared_prefix
 from aira.methods.memory import run_memory
-from aira.models.loading import load_config
 from aira.training import prepare, resolve_precision
 
 EXAMPLES = 3
@@ -43,7 +43,7 @@ def preview(settings: Train, color: bool = False) -> Iterator[str]:
     Raises:
         AiraError: as of `aira.training.prepare`.
     """
-    data, tokenizer, _, source = prepare(settings)
+    data, tokenizer, _, _, config = prepare(settings)
     yield from data.layouts
     yield from data.notices
     if not isinstance(data, DataModule):
@@ -58,9 +58,10 @@ def preview(settings: Train, color: bool = False) -> Iterator[str]:
         yield f"\nExample {number} (row {row}): {example['tokens']} tokens{scored}{labels}"
         yield from _branches(tokenizer, example["branches"], example["scored"], COLOR if color else MARKS)
     yield from _lengths(train)
-    yield from _epoch(data, settings)
-    config, _ = load_config(**source, vocab_size=len(tokenizer), config=settings.model.config)
-    yield from _memory(data, settings, config)
+    steps = list(data.plan(train))
+    passes = _passes(data, steps)
+    yield from _epoch(data, settings, steps, passes)
+    yield from _memory(settings, config, passes)
 
 
 def _branches(
@@ -88,16 +89,16 @@ def _lengths(split: Split) -> Iterator[str]:
         yield f"  {first:6}–{after - 1:<6} {count:8}  {bar}"
 
 
-def _rows(data: DataModule) -> list[tuple[int, int]]:
-    """The shape of each forward pass of an epoch: sequences, and tokens of each."""
+def _passes(data: DataModule, steps: Sequence[Step]) -> list[tuple[int, int]]:
+    """The shape of each forward pass of some steps: sequences, and tokens of each."""
     lengths = data.train.lengths
-    rows = [[int(lengths[i]) for i in row] for step in data.plan(data.train) for row in step.rows]
+    rows = [[int(lengths[i]) for i in row] for step in steps for row in step.rows]
     return [(len(row), max(row)) if data.padded else (1, sum(row)) for row in rows]
 
 
-def _memory(data: DataModule, settings: Train, config: PretrainedConfig) -> Iterator[str]:
+def _memory(settings: Train, config: PretrainedConfig, passes: Sequence[tuple[int, int]]) -> Iterator[str]:
     precision = resolve_precision(settings.trainer)
-    count, tokens = max(_rows(data), key=lambda shape: shape[0] * shape[1])
+    count, tokens = max(passes, key=lambda shape: shape[0] * shape[1])
     found = run_memory(config, settings.model, settings.optimizer, precision, settings.method.head, count, tokens)
     yield f"Memory in one process, by shapes, with {precision} and {settings.optimizer.name}:"
     for name, of in MEMORY.items():
@@ -106,15 +107,15 @@ def _memory(data: DataModule, settings: Train, config: PretrainedConfig) -> Iter
     yield f"  {'in all':27}  {sum(found.values()) / 1e9:10.3f} GB, and temporaries of a layer and of the head"
 
 
-def _epoch(data: DataModule, settings: Train) -> Iterator[str]:
+def _epoch(
+    data: DataModule, settings: Train, steps: Sequence[Step], passes: Sequence[tuple[int, int]]
+) -> Iterator[str]:
     train = data.train
-    steps = list(data.plan(train))
-    rows = _rows(data)
-    room = [count * tokens for count, tokens in rows]
+    room = [count * tokens for count, tokens in passes]
     branches = sum(sum(map(len, each)) for each in train.encoded[train.index.tolist()]["branches"])
     read, targets = int(train.tokens.sum()), int(train.targets.sum())
     prompts = len(np.unique(train.prompts[0]))
-    yield f"\nAn epoch: {len(train)} examples in {len(steps)} steps of {data.batch_size}, {len(rows)} forward passes"
+    yield f"\nAn epoch: {len(train)} examples in {len(steps)} steps of {data.batch_size}, {len(passes)} forward passes"
     yield f"  tokens read                  {read:10}"
     if not data.padded:
         yield f"  tokens of separate branches  {branches:10}  ({branches / read:.2f} times as many)"

@@ -18,7 +18,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from aira.callbacks.checkpoint import changed_settings, check_shapes, last_metrics, read_state
 from aira.callbacks.monitors import Monitors
@@ -77,7 +77,7 @@ def _train(settings: Train, config: dict[str, Any], run: Path, by_hydra: bool, s
     state = read_state(checkpoint) if checkpoint else {}
 
     backbone, method = settings.model, settings.method
-    data, tokenizer, added, source = prepare(settings)
+    data, tokenizer, added, source, _ = prepare(settings)
     for line in (*data.layouts, *data.notices):
         print(line)
     model = load_model(
@@ -234,6 +234,7 @@ class Prepared(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     added: list[int]  # ids of the tokens that were added to the vocabulary
     source: dict[str, Any]  # where the model is, as arguments of `load_model`
+    config: PretrainedConfig  # of the model, as it is there
 
 
 def prepare(settings: Train) -> Prepared:
@@ -260,7 +261,7 @@ def prepare(settings: Train) -> Prepared:
         reference_config, _ = load_config(method.reference, vocab_size=0)
         _check_length(settings.data.max_length, reference_config, f" of method.reference={method.reference}")
     data = _data(settings, architecture, tokenizer, end_tokens(backbone.path, tokenizer, added, model_config, **hub))
-    return Prepared(data, tokenizer, added, source)
+    return Prepared(data, tokenizer, added, source, model_config)
 
 
 def _architecture(settings: Train, hub: dict[str, Any]) -> str:

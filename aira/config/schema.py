@@ -88,7 +88,7 @@ class Model(Section):
     dropout: Below1 | None
     gradient_checkpointing: bool
     compile: bool
-    load_in_4bit: bool = False
+    load_in_4bit: bool
     lora: Lora
     # optional: other models take these from the method or the data
     lr: dict[str, NonNegative] = Field(default={})

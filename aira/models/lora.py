@@ -25,11 +25,16 @@ def add_lora(model: PreTrainedModel, lora: Lora, added: list[int], head: str) ->
         use_rslora=lora.use_rslora,
         target_modules=lora.target_modules,
         trainable_token_indices=dict.fromkeys(names, added) if added else None,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        fan_in_fan_out=_has_conv1d(model),
         task_type="SEQ_CLS" if head == "score" else None,
     )
     adapted: nn.Module = get_peft_model(model, settings)
     return adapted
+
+
+def _has_conv1d(model: nn.Module) -> bool:
+    """Whether the model has GPT-2's linear layers, whose weights are transposed."""
+    return any(isinstance(module, Conv1D) for module in model.modules())
 
 
 def merge_lora(model: Any) -> PreTrainedModel:
@@ -46,7 +51,7 @@ def merge_lora(model: Any) -> PreTrainedModel:
         settings, state = model.peft_config["default"], get_peft_model_state_dict(model, save_embedding_layers=False)
         base = model.unload()
         dequantize(base)
-        settings.fan_in_fan_out = any(isinstance(module, Conv1D) for module in base.modules())
+        settings.fan_in_fan_out = _has_conv1d(base)
         model = get_peft_model(base, settings)
         set_peft_model_state_dict(model, state)
     merged: PreTrainedModel = model.merge_and_unload()
