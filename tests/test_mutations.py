@@ -74,7 +74,7 @@ MUTATIONS = (
         "            shard(self, self.model, self.shards, self.trainer.precision)\n",
         '            shard(self, self.model, self.shards, "32-true")\n'
         "            self.casts = lambda: torch.autocast('cpu', torch.bfloat16, cache_enabled=True)\n",
-        "tests/methods/test_combinations.py",
+        "tests/methods/test_combinations.py::test_rows_and_processes_make_no_difference[fsdp]",
     ),
     Mutation(
         "a plan that resumes at another step",
@@ -177,7 +177,7 @@ def test_a_broken_line_is_noticed(tmp_path, mutation):
     assert text.count(mutation.line) == 1
     file.write_text(text.replace(mutation.line, mutation.broken), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", mutation.test]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.test]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and re.search(r"\d+ failed|\d+ error", done.stdout), done.stdout[-2000:]
     assert str(ROOT / "aira") not in done.stdout  # it was the copy that ran

@@ -581,15 +581,20 @@ LEAST = {"train": 45, "evaluate": 5, "chat": 13, "rejection_sampling": 12, "pipe
 """The files of commands, and the least number of numeric keys in each."""
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [("nan", "[some]"), pytest.param(("inf", "-inf", "some", "[nan,nan]", "true"), marks=pytest.mark.slow)],
+    ids=["nan", "all"],
+)
 @pytest.mark.parametrize("config_name", LEAST)
-def test_no_number_is_without_bounds(config_name):
+def test_no_number_is_without_bounds(config_name, odd):
     """Catches a key of any command that takes NaN, an infinity, text, a list or a truth value for its number."""
     found = numeric(config_name)
     assert len(found) >= LEAST[config_name], sorted(found)
     said = {
         f"{key}={value}": answer(config_name, f"{key}={value}", *chosen)
         for key, chosen in found.items()
-        for value in ("nan", "[some]")
+        for value in odd
     }
     assert not [text for text, told in said.items() if not (told and told.startswith(text.split("=")[0]))]
 

@@ -46,16 +46,17 @@ def test_a_failing_trial_and_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stopped_sweep_goes_on(tmp_path):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_a_stopped_sweep_goes_on(tmp_path, name):
     """Catches trials that are run again, and a trial that outlives its sweep."""
     arguments = ["-m", "seed=1,2", *TRIALS, "trainer.max_steps=30", "callbacks.checkpoint.every_n_train_steps=1"]
     process = start(*arguments, cwd=tmp_path)
     while not list(tmp_path.glob("sweep/1-*/checkpoints/last.ckpt")) and process.poll() is None:
         time.sleep(0.01)
-    process.kill()
+    process.send_signal(getattr(signal, name))
     printed, _ = process.communicate(timeout=120)  # until the trial has ended, too
-    assert process.returncode == -signal.SIGKILL, printed
-    assert "Stopped by SIGTERM after step" in printed
+    assert process.returncode == {"SIGINT": 130, "SIGKILL": -signal.SIGKILL}[name], printed
+    assert f"Stopped by {name.replace('KILL', 'TERM')} after step" in printed
     first = tmp_path / "sweep" / "0-gpt2-tiny-sft-en" / "metrics.json"
     before = first.read_bytes()
     assert len(metrics(tmp_path)) == 1

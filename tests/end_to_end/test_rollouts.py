@@ -46,11 +46,7 @@ def test_gone_on_with(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "trainer",
-    [
-        ["trainer=ddp-cpu"],
-        pytest.param(["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"], marks=pytest.mark.slow),
-    ],
+    "trainer", [["trainer=ddp-cpu"], ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]]
 )
 def test_processes_make_no_difference(tmp_path, trainer):
     """Catches rollouts that are normalised by one rank's tokens, and ranks that run other numbers of rows and hang."""

@@ -83,7 +83,7 @@ def child_of(process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_rank_ends_the_others(tmp_path, killed):
     """Catches a process that waits for one that is gone."""
     process = start(*SETTINGS, "trainer=ddp-cpu", "trainer.max_steps=4000", cwd=tmp_path)
